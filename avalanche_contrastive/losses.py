@@ -1,0 +1,387 @@
+"""The losses of Co2L, SS-IL and CSD as pure functions of tensors; this module needs torch and nothing else.
+
+All of them end in one operation: a row-wise cross-entropy (or log-likelihood) between a target and a softmax. What
+differs is which columns the softmax runs over, which rows count, and who gives the target.
+
+Letters: B images in a batch, V views of an image, D width of an embedding, K classes. Temperatures divide similarities
+or logits and have no unit. Similarities and softmaxes are computed in float32 at least, whatever the input's precision
+and also under autocast; the result has that precision too. Wrong shapes and values raise ``ValueError``.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "asymmetric_supcon",
+    "batch_hard_triplet",
+    "contrastive_distillation",
+    "relation_distillation",
+    "separated_softmax",
+    "taskwise_distillation",
+]
+
+
+def asymmetric_supcon(
+    z: Tensor,
+    y: Tensor,
+    is_anchor: Tensor | None = None,
+    *,
+    temperature: float = 0.5,
+    base_temperature: float | None = None,
+    reduction: Literal["anchors", "all", "sum"] = "anchors",
+) -> Tensor:
+    r"""Supervised contrastive loss whose anchors are the current classes only.
+
+    Co2L (Cha et al. 2021, arXiv:2106.14413), Eq. 10; with every image an anchor it is SupCon, Eq. 7. Past images
+    repel the anchors but are pulled towards nobody::
+
+        loss_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i.z_p / t) / sum_{k != i} exp(z_i.z_k / t) )
+
+    for each anchor view i; P(i) are the other views with the label of i.
+
+    Args:
+        z: unit embeddings, (B, V, D) with V >= 2.
+        y: class ids, (B,) integers in any order.
+        is_anchor: True where an image is of a current class, (B,) bool; None makes every image an anchor.
+        temperature: t, > 0.
+        base_temperature: b multiplies the loss by t / b (SupCon's code uses 0.07); None leaves it as in the paper.
+        reduction: "anchors" is the mean over anchor views, "sum" their sum (the paper), "all" their sum divided by
+            B * V, which is what the authors' code does.
+
+    Returns:
+        Scalar; zero, with a gradient path, for a batch without an anchor.
+    """
+    name = "asymmetric_supcon"
+    z = _check_embeddings(name, "z", z, views=2)
+    b, v, _ = z.shape
+    y = _check_labels(name, y, b)
+    check_positive(name, temperature=temperature, base_temperature=base_temperature)
+    check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
+    if is_anchor is None:
+        is_anchor = torch.ones(b, dtype=torch.bool, device=z.device)
+    elif is_anchor.dtype != torch.bool or is_anchor.shape != (b,):
+        raise ValueError(
+            f"{name}: is_anchor must be bool of shape ({b},), one entry per image, got {is_anchor.dtype} of shape "
+            f"{tuple(is_anchor.shape)}. Entries per view (B * V) are not needed."
+        )
+
+    with _full_precision(z):
+        z = _float32(z)
+        # Anchors first: the similarities of anchors to everything are then a block whose diagonal is self-similarity.
+        order = torch.argsort(~is_anchor, stable=True)
+        z, y = z[order], y[order]
+        rows = is_anchor.sum() * v
+        anchors = z.flatten(0, 1)[:rows]
+        # The mean similarity to the positives is the similarity to their mean: no (B*V)^2 mask of positives.
+        same = (y[:, None] == y).to(z.dtype)
+        class_sum = (same @ z.sum(dim=1)).repeat_interleave(v, dim=0)[:rows]
+        positives = (same.sum(dim=1) * v - 1).repeat_interleave(v)[:rows]
+        to_positives = (anchors * (class_sum - anchors)).sum(dim=1) / positives / temperature
+        similarity = _without_self(anchors @ z.flatten(0, 1).T / temperature)
+        total = (similarity.logsumexp(dim=1) - to_positives).sum()
+
+        if base_temperature is not None:
+            total = total * (temperature / base_temperature)
+        if reduction == "anchors":
+            return total / rows.clamp(min=1)
+        return total if reduction == "sum" else total / (b * v)
+
+
+def relation_distillation(
+    z: Tensor, z_teacher: Tensor, *, temperature: float = 0.2, teacher_temperature: float = 0.01
+) -> Tensor:
+    r"""Instance-wise relation distillation: keep every view's similarities to the other views of the batch.
+
+    Co2L (Cha et al. 2021, arXiv:2106.14413), Eq. 12 and 13. Each view's relation vector is the softmax of its
+    similarities to all other views; the loss is the cross-entropy of the student's to the teacher's::
+
+        loss = mean over views i of  -sum_{j != i} p_teacher(i)_j * log p_student(i)_j
+
+    Args:
+        z: unit embeddings of the student, (B, V, D).
+        z_teacher: unit embeddings of the teacher for the same views, (B, V, D'); D' may differ from D. No gradient
+            flows into it.
+        temperature: of the student's relations (kappa in the paper), > 0.
+        teacher_temperature: of the teacher's relations (kappa*), > 0.
+
+    Returns:
+        Scalar, the mean over the B * V views; zero, with a gradient path, where there is a single view in all.
+    """
+    name = "relation_distillation"
+    z = _check_embeddings(name, "z", z)
+    z_teacher = _check_embeddings(name, "z_teacher", z_teacher)
+    if z.shape[:2] != z_teacher.shape[:2]:
+        raise ValueError(
+            f"{name}: student and teacher must embed the same views, got z {tuple(z.shape)} and z_teacher "
+            f"{tuple(z_teacher.shape)}: (B, V) must agree. Did both see the same batch?"
+        )
+    check_positive(name, temperature=temperature, teacher_temperature=teacher_temperature)
+
+    with _full_precision(z):
+        student = _float32(z).flatten(0, 1)
+        teacher = _float32(z_teacher.detach()).flatten(0, 1)
+        target = (_without_self(teacher @ teacher.T) / teacher_temperature).softmax(dim=1)
+        relation = (_without_self(student @ student.T) / temperature).log_softmax(dim=1)
+        return -(target * relation).sum() / len(student)
+
+
+def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
+    r"""Cross-entropy in which a sample's softmax runs over the classes of its own group only.
+
+    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the loss CE-SS: with the groups "old" and "new", a new sample never
+    pushes an old class's logit down, nor a replayed one a new class's::
+
+        loss = mean over b of  log sum_{c: group(c) = group(y_b)} exp(logits_bc)  -  logits_b,y_b
+
+    Args:
+        logits: (B, K).
+        y: class ids, (B,) integers in [0, K), each in a group.
+        groups: the group of each class, (K,) integers; a class with -1 takes no part.
+
+    Returns:
+        Scalar, the mean over all B samples, whatever their group (as the authors' code).
+    """
+    name = "separated_softmax"
+    _check_shape(name, "logits", logits, 2, "(B, K)")
+    b, k = logits.shape
+    y = _check_labels(name, y, b)
+    groups = _check_classes(name, "groups", groups, k)
+    if k == 0 or int(y.min()) < 0 or int(y.max()) >= k:
+        raise ValueError(
+            f"{name}: labels must lie in [0, {k}), the width of the logits, got {int(y.min())} to {int(y.max())}. "
+            "Is the model's last layer as wide as the largest class id + 1?"
+        )
+    group = groups[y]
+    if bool((group < 0).any()):
+        raise ValueError(
+            f"{name}: every label needs a group >= 0, but class {int(y[group < 0][0])} has {int(group.min())}. "
+            "Is it in neither the current nor the earlier experiences?"
+        )
+
+    with _full_precision(logits):
+        logits = _float32(logits)
+        # A huge finite value instead of an infinity: its softmax and its gradient are exactly zero all the same.
+        others = groups != group[:, None]
+        return F.cross_entropy(logits.masked_fill(others, torch.finfo(logits.dtype).min), y)
+
+
+def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor, *, temperature: float = 2.0) -> Tensor:
+    r"""Knowledge distillation with a softmax of its own for the classes of each past task.
+
+    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the loss TKD, times T^2 as in the authors' code::
+
+        loss = T^2 * sum over tasks s of  mean over b of  KL( p_s(teacher_b) || p_s(student_b) )
+
+    where p_s is the softmax of logits / T over the classes of task s. One task for all old classes is the usual
+    (global) distillation.
+
+    Args:
+        logits: of the student, (B, K) with K >= K_teacher; columns beyond the teacher's take no part.
+        teacher_logits: (B, K_teacher); no gradient flows into them.
+        tasks: the task of each of the teacher's classes, (K_teacher,) integers in any order; -1 takes no part.
+        temperature: T, > 0.
+
+    Returns:
+        Scalar; zero, with a gradient path, where no class takes part.
+    """
+    name = "taskwise_distillation"
+    _check_shape(name, "logits", logits, 2, "(B, K)")
+    _check_shape(name, "teacher_logits", teacher_logits, 2, "(B, K_teacher)")
+    b, k = logits.shape
+    width = teacher_logits.shape[1]
+    if teacher_logits.shape[0] != b or width > k:
+        raise ValueError(
+            f"{name}: teacher_logits must be (B, K_teacher) with B = {b} and K_teacher <= {k}, the shape of logits, "
+            f"got {tuple(teacher_logits.shape)}. Did both models see the same batch?"
+        )
+    tasks = _check_classes(name, "tasks", tasks, width)
+    check_positive(name, temperature=temperature)
+
+    with _full_precision(logits):
+        columns = (tasks >= 0).nonzero()[:, 0]
+        ids, task = torch.unique(tasks[columns], return_inverse=True)
+        # Classes first: sums over segments of rows are several times faster than over segments of columns.
+        student = _float32(logits).T.contiguous().index_select(0, columns) / temperature
+        teacher = _float32(teacher_logits.detach()).T.contiguous().index_select(0, columns) / temperature
+        student = _segment_log_softmax(student, task, len(ids))
+        teacher = _segment_log_softmax(teacher, task, len(ids))
+        return (teacher.exp() * (teacher - student)).sum() * (temperature**2 / max(b, 1))
+
+
+def contrastive_distillation(
+    features: Tensor,
+    teacher_features: Tensor,
+    y: Tensor,
+    *,
+    temperature: float = 0.07,
+    form: Literal["authors", "paper"] = "authors",
+    normalize: bool = True,
+) -> Tensor:
+    r"""Contrastive supervised distillation: draw features to the teacher's features of the same class.
+
+    CSD (Barletti, Biondi et al. 2022, arXiv:2205.05476). The authors' code contrasts each student feature with all
+    other student features and all teacher features::
+
+        loss = mean over i of  -1/|P(i)| * sum_{u in P(i)} log( exp(f_i.u / t) / sum_{a in C(i)} exp(f_i.a / t) )
+
+    C(i) are the students but i, and all teachers; P(i) those of them with the label of i (i's own teacher feature is
+    one, so there is always a positive). The paper's Eq. 8 (``form="paper"``) has the *teacher's* feature of i as the
+    anchor and student features only around it: P(i) are all students of the label, i too, and the sum in the
+    denominator runs over the students but i. It writes neither temperature (t = 1) nor normalisation.
+
+    Args:
+        features: of the student, (B, D).
+        teacher_features: of the teacher for the same images, (B, D); no gradient flows into them.
+        y: class ids, (B,) integers.
+        temperature: t, > 0.
+        form: "authors" or "paper".
+        normalize: divide each feature by its length first.
+
+    Returns:
+        Scalar; zero, with a gradient path, for the paper's form of a single image, which has nothing to contrast.
+    """
+    name = "contrastive_distillation"
+    _check_shape(name, "features", features, 2, "(B, D)")
+    y = _check_labels(name, y, len(features))
+    if teacher_features.shape != features.shape:
+        raise ValueError(
+            f"{name}: teacher_features must have the shape of features, {tuple(features.shape)}, got "
+            f"{tuple(teacher_features.shape)}. Are both taken from the same layer and the same batch?"
+        )
+    check_positive(name, temperature=temperature)
+    check_choice(name, "form", form, ("authors", "paper"))
+
+    with _full_precision(features):
+        student, teacher = _float32(features), _float32(teacher_features.detach())
+        if normalize:
+            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        b = len(student)
+        same = (y[:, None] == y).to(student.dtype)
+        if form == "paper":
+            similarity = teacher @ student.T / temperature
+            if b == 1:
+                return similarity.sum() * 0.0
+            positive = (same * similarity).sum(dim=1) / same.sum(dim=1)
+            return (_without_self(similarity).logsumexp(dim=1) - positive).mean()
+        contrast = torch.cat([student, teacher])
+        similarity = _without_self(student @ contrast.T / temperature)
+        same = torch.cat([_without_self(same), same], dim=1)
+        return (similarity.logsumexp(dim=1) - (same * similarity).sum(dim=1) / same.sum(dim=1)).mean()
+
+
+def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> Tensor:
+    r"""Triplet loss of each sample with its farthest positive and its nearest negative in the batch.
+
+    The second plasticity term of CSD (arXiv:2205.05476, Eq. 4), as in the authors' code: distances of unit features
+    choose the triplet, cosine similarities s enter the loss::
+
+        loss = mean over the non-zero terms of  max(0, s(i, nearest negative) - s(i, farthest positive) + margin)
+
+    Args:
+        features: (B, D); divided by their length here.
+        y: class ids, (B,) integers.
+        margin: >= 0, in units of cosine similarity.
+
+    Returns:
+        Scalar; zero, with a gradient path, where no sample has both a positive and a negative.
+    """
+    name = "batch_hard_triplet"
+    _check_shape(name, "features", features, 2, "(B, D)")
+    y = _check_labels(name, y, len(features))
+    if not 0 <= margin < float("inf"):
+        raise ValueError(f"{name}: margin must be a finite number >= 0, got {margin}.")
+
+    with _full_precision(features):
+        unit = F.normalize(_float32(features), dim=1)
+        similarity = unit @ unit.T
+        same = y[:, None] == y
+        positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
+        # Cosines lie in [-1, 1]: 2 and -2 can win neither the minimum nor the maximum.
+        farthest = similarity.masked_fill(~positive, 2.0).amin(dim=1)
+        nearest = similarity.masked_fill(same, -2.0).amax(dim=1)
+        both = positive.any(dim=1) & ~same.all(dim=1)
+        violation = F.relu(nearest - farthest + margin) * both
+        return violation.sum() / (violation > 0).sum().clamp(min=1)
+
+
+def _without_self(similarity: Tensor) -> Tensor:
+    """Drop the leading diagonal of (R, N), R <= N: (R, N - 1). Nothing is masked, so nothing is infinite."""
+    r, n = similarity.shape
+    before = torch.ones(r, n - 1, dtype=torch.bool, device=similarity.device).tril(-1)
+    return torch.where(before, similarity[:, :-1], similarity[:, 1:])
+
+
+def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
+    """Log-softmax of the rows of (K, B) within each of ``count`` segments; segment is (K,). Cost: K * B."""
+    index = segment[:, None].expand_as(x)
+    highest = x.new_zeros(count, x.shape[1]).scatter_reduce(0, index, x.detach(), "amax", include_self=False)
+    x = x - highest.index_select(0, segment)
+    total = x.new_zeros(count, x.shape[1]).index_add(0, segment, x.exp())
+    return x - total.log().index_select(0, segment)
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _float32(x: Tensor) -> Tensor:
+    """At least float32: half-precision similarities at temperature 0.01 are off by whole nats."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
+    if x.ndim != ndim or not x.is_floating_point():
+        raise ValueError(
+            f"{name}: {argument} must be a floating-point tensor of shape {shape}, got {x.dtype} of shape "
+            f"{tuple(x.shape)}. Is it the model's output for the batch?"
+        )
+
+
+def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
+    if z.ndim != 3 or z.shape[1] < views or not z.is_floating_point():
+        raise ValueError(
+            f"{name}: {argument} must be floating-point of shape (B, V, D) with V >= {views}, got {tuple(z.shape)} of "
+            f"{z.dtype}. Is the training transform wrapped in TwoViews, or an augmentation given to Co2L?"
+        )
+    return z
+
+
+def _check_labels(name: str, y: Tensor, b: int) -> Tensor:
+    if y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(
+            f"{name}: y must be integer class ids of shape ({b},), one per image, got {y.dtype} of shape "
+            f"{tuple(y.shape)}. Were labels one-hot, or given once per view?"
+        )
+    return y.long()
+
+
+def _check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
+    if ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"{name}: {argument} must be integers of shape ({k},), one per class (-1: takes no part), got {ids.dtype} "
+            f"of shape {tuple(ids.shape)}. Has the classifier grown since they were made?"
+        )
+    return ids.long()
+
+
+def check_positive(name: str, **values: float | None) -> None:
+    """Refuse values that are not finite and > 0; None passes."""
+    for argument, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {argument} must be a finite number > 0, got {value}.")
+
+
+def check_weight(name: str, **values: float) -> None:
+    """Refuse values that are not finite and >= 0."""
+    for argument, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value}.")
+
+
+def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -1,0 +1,150 @@
+"""What the three methods share: the swap of the criterion, the teacher, and the ledger of classes."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
+from torch import Tensor, nn
+
+from avalanche_contrastive.losses import check_choice
+from avalanche_contrastive.models import frozen_copy
+
+__all__ = ["MethodPlugin"]
+
+
+class MethodPlugin(SupervisedPlugin[Any], ABC):
+    """A method whose objective replaces the strategy's criterion while it trains.
+
+    The objective stands in for the criterion during one call of it, between the forward pass and the loss: other
+    plugins add their penalties to ``strategy.loss`` as ever, in either order of the list, and evaluation sees the
+    user's criterion. After each experience the plugin keeps a frozen copy of the model, its teacher for the next.
+
+    Attributes:
+        teacher: the model after the previous experience, in evaluation mode and without gradients; None before.
+        ledger: class ids by the experience that brought them, ``ledger[0]`` first. Ids, never ranges.
+        terms: the last step's loss terms by name, detached, before weighting.
+
+    Args:
+        teacher_mode: "eval", or "train" to let the teacher's batch-norm layers normalise by the batch.
+    """
+
+    def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
+        super().__init__()
+        check_choice(type(self).__name__, "teacher_mode", teacher_mode, ("eval", "train"))
+        self.teacher_mode = teacher_mode
+        self.teacher: nn.Module | None = None
+        self.ledger: list[list[int]] = []
+        self.terms: dict[str, Tensor] = {}
+        self._current: list[int] = []
+
+    @abstractmethod
+    def objective(self, strategy: Any) -> Tensor:
+        """The method's whole loss, a scalar, for ``strategy.mb_output`` and ``strategy.mb_y``."""
+
+    @property
+    def seen_classes(self) -> list[int]:
+        """Class ids of all finished experiences, in the order of the ledger."""
+        return [c for classes in self.ledger for c in classes]
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a second method beside this one: each is the whole objective."""
+        others = [p for p in strategy.plugins if isinstance(p, MethodPlugin) and p is not self]
+        if others:
+            raise ValueError(
+                f"{type(self).__name__} is a whole method and cannot share a strategy with "
+                f"{type(others[0]).__name__}. Use one of them; penalties of other plugins may stand beside it. "
+                "(The strategies Co2L, SSIL and CSD bring their plugin themselves.)"
+            )
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the classes of the experience and move the teacher to the strategy's device."""
+        classes = getattr(strategy.experience, "classes_in_this_experience", None)
+        if not classes:
+            raise ValueError(
+                f"{type(self).__name__} needs the class ids of each experience, but this stream's experiences have "
+                "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
+                "avalanche.benchmarks.with_classes_timeline(benchmark)."
+            )
+        self._current = sorted(int(c) for c in classes)
+        if self.teacher is not None:
+            self.teacher.to(strategy.device)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the objective in the criterion's place, for one call."""
+        _restore_criterion(strategy)
+        strategy._criterion = _Objective(self, strategy)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Make sure that the objective was the loss."""
+        if _restore_criterion(strategy):
+            raise RuntimeError(
+                f"{type(self).__name__}: {type(strategy).__name__} computes its loss without calling "
+                "strategy.criterion(), so this method's objective would be ignored. Use Naive or another strategy that "
+                "trains with its criterion."
+            )
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
+        _restore_criterion(strategy)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """The model becomes the teacher; the experience's new classes enter the ledger."""
+        self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
+        known = set(self.seen_classes)
+        self.ledger.append([c for c in self._current if c not in known])
+
+    def teacher_forward(self, strategy: Any) -> Tensor:
+        """The teacher's output for the current batch, (B, K_teacher), without gradients."""
+        assert self.teacher is not None
+        task_ids = strategy.mb_task_id if hasattr(strategy.experience, "task_labels") else None
+        with torch.no_grad():
+            output: Tensor = avalanche_forward(self.teacher, strategy.mb_x, task_ids)
+        return output
+
+    def is_current(self, y: Tensor) -> Tensor:
+        """Which labels (B,) are of the current experience, (B,) bool."""
+        return torch.isin(y, torch.tensor(self._current, device=y.device))
+
+    def class_groups(self, like: Tensor, groups: list[list[int]]) -> Tensor:
+        """The index of the group that each column of ``like`` (B, K) is in, (K,); -1 in none."""
+        index = torch.full((like.shape[1],), -1, device=like.device)
+        for number, classes in enumerate(groups):
+            if classes and max(classes) >= len(index):
+                raise ValueError(
+                    f"{type(self).__name__}: class {max(classes)} has no logit, the model gives {len(index)} only. "
+                    "Make its last layer as wide as the largest class id + 1, or use a growing head "
+                    "(avalanche.models.IncrementalClassifier)."
+                )
+            index[classes] = number
+        return index
+
+    def check_logits(self, output: Any) -> Tensor:
+        """The model's output as logits (B, K), or an error."""
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{type(self).__name__}: the model must give class logits (B, K) in training, got {came}. "
+                "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output?"
+            )
+        return output
+
+
+class _Objective:
+    """Stands in for the criterion for one call and gives it back at once, so that no error can leave it there."""
+
+    def __init__(self, method: MethodPlugin, strategy: Any) -> None:
+        self.method, self.strategy, self.criterion = method, strategy, strategy._criterion
+
+    def __call__(self, output: Any, y: Tensor) -> Tensor:
+        _restore_criterion(self.strategy)
+        return self.method.objective(self.strategy)
+
+
+def _restore_criterion(strategy: Any) -> bool:
+    """Give the user's criterion back; whether that was needed."""
+    if not isinstance(strategy._criterion, _Objective):
+        return False
+    strategy._criterion = strategy._criterion.criterion
+    return True

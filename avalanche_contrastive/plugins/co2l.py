@@ -1,0 +1,253 @@
+"""Co2L: asymmetric supervised contrast, relation distillation, and a read-out for class logits."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.training.storage_policy import ExemplarsBuffer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from avalanche_contrastive.data import stack_views
+from avalanche_contrastive.losses import (
+    asymmetric_supcon,
+    check_choice,
+    check_positive,
+    check_weight,
+    relation_distillation,
+)
+from avalanche_contrastive.models import (
+    ContrastiveModel,
+    embed_dataset,
+    fit_linear,
+    fit_nearest_mean,
+    preserved_random_state,
+    unwrapped,
+)
+from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
+
+__all__ = ["Co2LPlugin"]
+
+
+class Co2LPlugin(ReplayMethodPlugin):
+    """Co2L (Cha et al. 2021, arXiv:2106.14413), the whole method, for a ``ContrastiveModel``.
+
+    Two views of every image; the dataset of an experience is its images and the memory, mixed uniformly. Views of
+    current classes are the anchors of a supervised contrastive loss; the previous model's encoder and projector keep
+    the relations between all views. ``model(x)`` in evaluation is class logits of a read-out, refitted on
+    class-balanced features of the experience and the memory whenever evaluation needs it.
+
+    While training, ``strategy.mb_output`` holds the projections; the metrics get class scores by the nearest other
+    image of the batch instead, so training accuracy is that of a nearest-neighbour classifier within the batch.
+
+    Args:
+        mem_size: exemplars in all (the paper's 200 or 500).
+        augmentation: maps a batch (B, C, H, W) to one of the same shape, with a draw of its own per image; called
+            once per view. None where the training transform is wrapped in ``TwoViews``.
+        views: of each image, made by the augmentation.
+        temperature: of the contrast (the paper's 0.5; R-MNIST 0.1).
+        base_temperature: multiplies the contrast by temperature / base_temperature, as the authors' code does with
+            0.07; None is the paper.
+        reduction: "all" (the authors'), "anchors" or "sum" (the paper); see ``asymmetric_supcon``.
+        asymmetric: False makes every view an anchor (the paper's ablation).
+        weight: of the relation distillation (lambda); 0 leaves it out.
+        distill_temperature: of the student's relations (kappa).
+        teacher_temperature: of the teacher's relations (kappa*).
+        batch_size_mem: None mixes the memory into the dataset, each exemplar once per epoch (the paper); a number
+            replays that many rows in every step instead.
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
+        readout: "linear" (the paper) or "ncm", the nearest class mean.
+        readout_lr: of the linear read-out.
+        readout_epochs: of the linear read-out.
+        readout_batch_size: of the linear read-out.
+        teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        mem_size: int = 200,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
+        *,
+        views: int = 2,
+        temperature: float = 0.5,
+        base_temperature: float | None = 0.07,
+        reduction: Literal["anchors", "all", "sum"] = "all",
+        asymmetric: bool = True,
+        weight: float = 1.0,
+        distill_temperature: float = 0.2,
+        teacher_temperature: float = 0.01,
+        batch_size_mem: int | None = None,
+        storage_policy: ExemplarsBuffer | None = None,
+        readout: Literal["linear", "ncm"] = "linear",
+        readout_lr: float = 1.0,
+        readout_epochs: int = 100,
+        readout_batch_size: int = 256,
+        teacher_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        super().__init__(
+            mem_size=mem_size, batch_size_mem=batch_size_mem, storage_policy=storage_policy, teacher_mode=teacher_mode
+        )
+        name = "Co2LPlugin"
+        if augmentation is not None and not callable(augmentation):
+            raise TypeError(f"{name}: augmentation must be callable, got {type(augmentation).__name__}.")
+        if views < 2:
+            raise ValueError(f"{name}: views must be >= 2, got {views}. One view has no positive to be drawn to.")
+        check_positive(name, temperature=temperature, base_temperature=base_temperature)
+        check_positive(name, distill_temperature=distill_temperature, teacher_temperature=teacher_temperature)
+        check_positive(name, readout_lr=readout_lr, readout_epochs=readout_epochs)
+        check_positive(name, readout_batch_size=readout_batch_size)
+        check_weight(name, weight=weight)
+        check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
+        check_choice(name, "readout", readout, ("linear", "ncm"))
+        self.augmentation, self.views = augmentation, views
+        self.temperature, self.base_temperature = temperature, base_temperature
+        self.reduction, self.asymmetric = reduction, asymmetric
+        self.weight = weight
+        self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
+        self.readout, self.readout_lr = readout, readout_lr
+        self.readout_epochs, self.readout_batch_size = readout_epochs, readout_batch_size
+        self._images: Tensor | None = None
+        self._dataset: Any = None
+        self._readout_is_stale = False
+
+    # ---- data: the memory in the dataset, the views in the batch
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Mix the memory into the experience's dataset."""
+        memory = self.storage_policy.buffer
+        if self.batch_size_mem is None and len(memory) > 0:
+            strategy.adapted_dataset = _union(strategy.adapted_dataset, memory.train())
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Check the model; keep the experience's data at hand for the read-out until the experience ends."""
+        super().before_training_exp(strategy, **kwargs)
+        _contrastive(strategy.model)
+        self._dataset = strategy.experience.dataset
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Make the views of the batch, or check that the pipeline made them."""
+        x = strategy.mb_x
+        if self.augmentation is not None:
+            self._images = x
+            strategy.mbatch[0] = stack_views(x, self.augmentation, self.views)
+        elif not _contrastive(strategy.model).has_views(x):
+            raise ValueError(
+                f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
+                "Give the plugin an augmentation, or wrap the stream's training transform in TwoViews."
+            )
+
+    # ---- loss
+
+    def objective(self, strategy: Any) -> Tensor:
+        """Asymmetric SupCon, plus the relation distillation once there is a teacher."""
+        z, y = strategy.mb_output, strategy.mb_y
+        loss = asymmetric_supcon(
+            z,
+            y,
+            self.is_current(y) if self.asymmetric else None,
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            reduction=self.reduction,
+        )
+        self.terms = {"contrast": loss.detach()}
+        if self.teacher is None or self.weight == 0:
+            return loss
+        with torch.no_grad():
+            z_teacher = _contrastive(self.teacher).project(strategy.mb_x)
+        kept = relation_distillation(
+            z, z_teacher, temperature=self.distill_temperature, teacher_temperature=self.teacher_temperature
+        )
+        self.terms["distillation"] = kept.detach()
+        return loss + self.weight * kept
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Hand the metrics, which come next, the images and class scores of the batch."""
+        self._readout_is_stale = True
+        if self._images is not None:
+            strategy.mbatch[0], self._images = self._images, None
+        width = len(_contrastive(strategy.model).readout.bias)
+        strategy.mb_output = _neighbour_scores(strategy.mb_output.detach(), strategy.mb_y, width)
+
+    # ---- read-out
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Refit the read-out if the model has been trained since, within an experience."""
+        super().before_eval(strategy, **kwargs)
+        self._refit(strategy)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Read-out first (the memory still holds earlier experiences only), then teacher, ledger and memory."""
+        self._refit(strategy)
+        self._dataset = None
+        super().after_training_exp(strategy, **kwargs)
+
+    def _refit(self, strategy: Any) -> None:
+        if not self._readout_is_stale or self._dataset is None:
+            return
+        model = _contrastive(strategy.model)
+        memory = self.storage_policy.buffer
+        with preserved_random_state():
+            parts = [
+                embed_dataset(model, data, batch_size=strategy.eval_mb_size, device=strategy.device)
+                for data in (self._dataset, memory)
+                if len(data) > 0
+            ]
+            features, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+            if self.readout == "ncm":
+                model.readout.fit(*fit_nearest_mean(features, y), unit=True)
+            else:
+                fitted = fit_linear(
+                    features,
+                    y,
+                    lr=self.readout_lr,
+                    epochs=self.readout_epochs,
+                    batch_size=self.readout_batch_size,
+                )
+                model.readout.fit(*fitted, unit=False)
+        self._readout_is_stale = False
+
+
+def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
+    model = unwrapped(model)
+    if not isinstance(model, ContrastiveModel):
+        raise TypeError(
+            f"Co2L trains a ContrastiveModel, got {type(model).__name__}. Wrap the encoder: "
+            "ContrastiveModel(encoder, feature_size)."
+        )
+    return model
+
+
+def _neighbour_scores(z: Tensor, y: Tensor, width: int) -> Tensor:
+    """Scores of a 1-NN classifier: for each image the best similarity to an image of each class, (B, width).
+
+    An image's own other view counts only where the batch has no second image of its class.
+    """
+    z = z.float()
+    similarity = z[:, 0] @ z[:, 1].T
+    alone = (y[:, None] == y).sum(dim=1) == 1
+    similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
+    scores = similarity.new_full((len(y), max(width, int(y.max()) + 1)), -2.0)
+    return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")
+
+
+def _union(current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
+    parts = len(current[0])
+    if len(memory[0]) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none
+        targets = DataAttribute(list(memory.targets), "targets")
+        memory = make_avalanche_dataset(_Trimmed(memory, parts), data_attributes=[targets])
+    return current.concat(memory)
+
+
+class _Trimmed(Dataset[Any]):
+    """A dataset's samples cut to their first parts."""
+
+    def __init__(self, dataset: Any, parts: int) -> None:
+        self.dataset, self.parts = dataset, parts
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][: self.parts]

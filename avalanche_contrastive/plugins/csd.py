@@ -1,0 +1,131 @@
+"""CSD: contrastive supervised distillation of features, for retrieval."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avalanche_contrastive.losses import (
+    batch_hard_triplet,
+    check_choice,
+    check_positive,
+    check_weight,
+    contrastive_distillation,
+    separated_softmax,
+    taskwise_distillation,
+)
+from avalanche_contrastive.models import FeatureCapture
+from avalanche_contrastive.plugins.base import MethodPlugin
+
+__all__ = ["CSDPlugin"]
+
+
+class CSDPlugin(MethodPlugin):
+    """CSD (Barletti, Biondi et al. 2022, arXiv:2205.05476), the whole method, for any classifier.
+
+    Cross-entropy on the new classes and a batch-hard triplet loss learn; distillation of the old logits and of the
+    teacher's features, contrasted by class, remember. There is no memory. Judge it by retrieval
+    (``avalanche_contrastive.metrics.retrieval_metrics``), as the paper does.
+
+    Args:
+        temperature: of the contrastive distillation (the authors' 0.07; the paper writes none, i.e. 1).
+        weight: of the contrastive distillation (lambda_CSD).
+        form: "authors" (student anchors against students and teachers) or "paper" (Eq. 8).
+        normalize: divide features by their length in the contrastive distillation.
+        kd_weight: of the distillation of old logits (lambda_KD). No T^2, as the authors'; multiply by T^2 to have it.
+        kd_temperature: of that distillation (the authors' 2).
+        triplet_weight: of the triplet loss.
+        margin: of the triplet loss, in cosine similarity.
+        ce: "weighted" is the authors' (the softmax runs over all classes, samples of old classes do not count),
+            "masked" lets it run over the new classes only, "all" counts every sample (for replay beside CSD).
+        feature_layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        weight: float = 1.0,
+        form: Literal["authors", "paper"] = "authors",
+        normalize: bool = True,
+        kd_weight: float = 1.0,
+        kd_temperature: float = 2.0,
+        triplet_weight: float = 1.0,
+        margin: float = 1.0,
+        ce: Literal["weighted", "masked", "all"] = "weighted",
+        feature_layer: str | None = None,
+        teacher_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        super().__init__(teacher_mode=teacher_mode)
+        check_positive("CSDPlugin", temperature=temperature, kd_temperature=kd_temperature)
+        check_weight("CSDPlugin", weight=weight, kd_weight=kd_weight, triplet_weight=triplet_weight, margin=margin)
+        check_choice("CSDPlugin", "form", form, ("authors", "paper"))
+        check_choice("CSDPlugin", "ce", ce, ("weighted", "masked", "all"))
+        self.temperature, self.weight, self.form, self.normalize = temperature, weight, form, normalize
+        self.kd_weight, self.kd_temperature = kd_weight, kd_temperature
+        self.triplet_weight, self.margin = triplet_weight, margin
+        self.ce = ce
+        self.capture = FeatureCapture(feature_layer)
+        self._features: Tensor | None = None
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Listen for the features of this step."""
+        self.capture.attach(strategy.model)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the features; put the objective in the criterion's place."""
+        self._features = self.capture.take()
+        super().after_forward(strategy, **kwargs)
+
+    def objective(self, strategy: Any) -> Tensor:
+        """Plasticity, plus stability once there is a teacher."""
+        logits, y = self.check_logits(strategy.mb_output), strategy.mb_y
+        features, self._features = self._features, None
+        if features is None or len(features) != len(logits):
+            came = "none" if features is None else f"{len(features)}"
+            raise ValueError(
+                f"CSDPlugin: a batch of {len(logits)} needs as many features, got {came}. Does the model split its "
+                "batch between heads? Name the layer that gives the features: feature_layer='...'."
+            )
+        parts = [("cross_entropy", 1.0, self._cross_entropy(logits, y))]
+        if self.triplet_weight > 0:
+            parts.append(("triplet", self.triplet_weight, batch_hard_triplet(features, y, margin=self.margin)))
+        if self.teacher is not None:
+            parts.extend(self._stability(strategy, logits, features))
+        self.terms = {name: term.detach() for name, _, term in parts}
+        return torch.stack([weight * term for _, weight, term in parts]).sum()
+
+    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        self.class_groups(logits, [self._current])  # a head too narrow for the classes is named here
+        if self.ce == "all":
+            return F.cross_entropy(logits, y)
+        new = self.is_current(y)
+        if not new.any():
+            return logits.sum() * 0.0
+        if self.ce == "weighted":
+            return F.cross_entropy(logits[new], y[new])
+        return separated_softmax(logits[new], y[new], self.class_groups(logits, [self._current]))
+
+    def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
+        assert self.teacher is not None
+        parts = []
+        with self.capture.listening(self.teacher):
+            teacher_logits = self.teacher_forward(strategy)
+        teacher_features = self.capture.take()
+        if self.kd_weight > 0:
+            old = self.class_groups(teacher_logits, [self.seen_classes])
+            kd = taskwise_distillation(logits, teacher_logits, old, temperature=self.kd_temperature)
+            parts.append(("distillation", self.kd_weight, kd / self.kd_temperature**2))
+        if self.weight > 0:
+            csd = contrastive_distillation(
+                features,
+                teacher_features,
+                strategy.mb_y,
+                temperature=self.temperature,
+                form=self.form,
+                normalize=self.normalize,
+            )
+            parts.append(("contrast", self.weight, csd))
+        return parts

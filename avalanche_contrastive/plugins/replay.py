@@ -1,0 +1,145 @@
+"""Replay rows beside the current ones, from any Avalanche storage policy."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from avalanche.training.storage_policy import ClassBalancedBuffer, ExemplarsBuffer
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from avalanche_contrastive.plugins.base import MethodPlugin
+
+__all__ = ["ReplayLoader", "ReplayMethodPlugin"]
+
+
+class ReplayMethodPlugin(MethodPlugin):
+    """A method with exemplars: every batch gets ``batch_size_mem`` replayed rows after its current ones.
+
+    Attributes:
+        storage_policy: Avalanche's buffer; updated after each experience.
+
+    Args:
+        mem_size: exemplars in all; 0 replays nothing.
+        batch_size_mem: replayed rows per step; None adds no rows (the method mixes them in some other way).
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
+        teacher_mode: see ``MethodPlugin``.
+    """
+
+    def __init__(
+        self,
+        *,
+        mem_size: int,
+        batch_size_mem: int | None,
+        storage_policy: ExemplarsBuffer | None,
+        teacher_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        super().__init__(teacher_mode=teacher_mode)
+        name = type(self).__name__
+        if batch_size_mem is not None and (not isinstance(batch_size_mem, int) or batch_size_mem < 1):
+            raise ValueError(f"{name}: batch_size_mem must be a whole number of rows >= 1, got {batch_size_mem!r}.")
+        self.mem_size = mem_size
+        self.batch_size_mem = batch_size_mem
+        self.storage_policy = make_storage(name, mem_size, storage_policy)
+
+    def before_training_epoch(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        """Add the replayed rows to whatever loader the other plugins have settled on by now."""
+        if self.batch_size_mem is None or isinstance(strategy.dataloader, ReplayLoader):
+            return
+        memory = self.storage_policy.buffer
+        if len(memory) > 0:
+            strategy.dataloader = ReplayLoader(strategy.dataloader, memory.train(), self.batch_size_mem, num_workers)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Give the loader back as it was."""
+        if isinstance(strategy.dataloader, ReplayLoader):
+            strategy.dataloader = strategy.dataloader.loader
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Teacher and ledger first, then the exemplars of the experience."""
+        super().after_training_exp(strategy, **kwargs)
+        update_storage(self.storage_policy, strategy)
+
+
+def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
+    """The storage policy of a plugin: the user's, or a class-balanced random one of ``mem_size`` samples."""
+    if isinstance(mem_size, bool) or not isinstance(mem_size, int) or mem_size < 0:
+        raise ValueError(f"{name}: mem_size must be a whole number of samples >= 0, got {mem_size!r}.")
+    if storage_policy is None:
+        return ClassBalancedBuffer(mem_size, adaptive_size=True)
+    if not isinstance(storage_policy, ExemplarsBuffer):
+        raise TypeError(
+            f"{name}: storage_policy must be one of Avalanche's buffers (avalanche.training.storage_policy), got "
+            f"{type(storage_policy).__name__}."
+        )
+    if storage_policy.max_size != mem_size:
+        raise ValueError(
+            f"{name}: mem_size is {mem_size}, but the storage policy holds {storage_policy.max_size}. Pass the same "
+            "number to both."
+        )
+    return storage_policy
+
+
+def update_storage(storage: ExemplarsBuffer, strategy: Any) -> None:
+    """Let the storage take its share of the experience just trained on."""
+    modes = {module: module.training for module in strategy.model.modules()}
+    storage.post_adapt(strategy, strategy.experience)
+    # Avalanche's herding leaves the model in evaluation mode.
+    for module, mode in modes.items():
+        module.training = mode
+
+
+class ReplayLoader:
+    """A loader whose batches carry ``rows`` replayed samples after the loader's own.
+
+    The number of replayed rows is the same in every batch, however small the memory: it is gone through in random
+    order, again and again. Lives for one epoch, so that nothing holds an iterator in between.
+
+    Args:
+        loader: gives batches as sequences of tensors with a common first axis.
+        memory: the replayed samples, an Avalanche dataset.
+        rows: replayed samples per batch.
+        num_workers: of the memory's own loader.
+    """
+
+    def __init__(self, loader: Any, memory: Any, rows: int, num_workers: int = 0) -> None:
+        self.loader, self.memory, self.rows, self.num_workers = loader, memory, rows, num_workers
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        replayed = iter(
+            DataLoader(
+                self.memory, batch_size=self.rows, sampler=_Endless(len(self.memory)), num_workers=self.num_workers
+            )
+        )
+        for batch in self.loader:
+            yield _joined(batch, next(replayed))
+
+    def __getattr__(self, name: str) -> Any:
+        # Whatever else another plugin asks of a loader is the wrapped one's.
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+class _Endless(Sampler[int]):
+    """All indices in random order, then all in another order, and so on."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(self.size).tolist()
+
+
+def _joined(batch: Any, rows: Any) -> list[Tensor]:
+    # Class-balanced buffers of Avalanche add task labels to streams that have none: those are left out.
+    if len(rows) < len(batch):
+        raise ValueError(
+            f"a current sample has {len(batch)} parts but a replayed one {len(rows)}: the training dataset carries "
+            "attributes that the buffer does not. Does another plugin add some to strategy.adapted_dataset?"
+        )
+    return [torch.cat([current, replayed]) for current, replayed in zip(batch, rows, strict=False)]
