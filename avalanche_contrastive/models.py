@@ -238,13 +238,26 @@ def embed_dataset(
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leave torch's (also CUDA's), numpy's and Python's random state as they were."""
+def own_random_state(*counters: int) -> Iterator[None]:
+    """Run a block on random numbers of its own, and leave torch's, numpy's and Python's states as they were.
+
+    The block's seed follows the user's (``torch.manual_seed``) and the counters, not how much others have drawn since:
+    what a plugin draws in it is the same beside any other plugin, in either order.
+    """
     state = RNGManager.__getstate__()
     try:
+        RNGManager.set_random_seeds(own_seed(*counters))
         yield
     finally:
         RNGManager.__setstate__(state)
+
+
+def own_seed(*counters: int) -> int:
+    """A seed in [0, 2^32) from the user's torch seed and some counters."""
+    seed = torch.initial_seed()
+    for counter in counters:
+        seed = seed * 1_000_003 + counter
+    return seed % 2**32
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -278,6 +291,9 @@ class _Tap:
 
     def __init__(self) -> None:
         self.value: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Tap":
+        return _Tap()
 
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.value = args[0] if args else next(iter(kwargs.values()))

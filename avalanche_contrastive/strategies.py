@@ -1,24 +1,43 @@
-"""Ready strategies: Avalanche's supervised template with the method's plugin in place."""
+"""Ready strategies: Avalanche's supervised template with the method's plugin in place.
+
+The constructors write every argument out, as Avalanche's do: editors and type checkers see them, and Avalanche refuses
+unknown ones. A test holds their options and defaults to the plugins'.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, Literal, TypeAlias
 
 import torch
 from avalanche.core import BasePlugin
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn
+from torch import Tensor, nn
 
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, MethodPlugin, SSILPlugin
 
 __all__ = ["CSD", "SSIL", "Co2L"]
 
+Evaluator: TypeAlias = EvaluationPlugin | Callable[[], EvaluationPlugin] | None
+
 
 class _MethodStrategy(SupervisedTemplate):
-    """Avalanche's supervised template and one method's plugin: the same training as the plugin under ``Naive``."""
+    """Avalanche's supervised template and one method's plugin: the same training as the plugin under ``Naive``.
 
-    plugin_class: ClassVar[type[MethodPlugin]]
+    Attributes:
+        method: the plugin.
+    """
+
+    def __init__(self, *, method: MethodPlugin, criterion: Any, plugins: Sequence[Any] | None, **template: Any) -> None:
+        if criterion is None:
+            criterion = nn.CrossEntropyLoss()
+        super().__init__(criterion=criterion, plugins=[method, *(plugins or [])], **template)
+        self.method = method
+
+
+class Co2L(_MethodStrategy):
+    """Contrastive continual learning (Cha et al., ICCV 2021, arXiv:2106.14413): ``Co2LPlugin`` wired up."""
 
     def __init__(
         self,
@@ -31,15 +50,31 @@ class _MethodStrategy(SupervisedTemplate):
         eval_mb_size: int | None = 1,
         device: str | torch.device = "cpu",
         plugins: Sequence[BasePlugin[Any]] | None = None,
-        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = default_evaluator,
+        evaluator: Evaluator = default_evaluator,
         eval_every: int = -1,
         peval_mode: str = "epoch",
-        **method_options: Any,
+        mem_size: int = 200,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
+        views: int = 2,
+        temperature: float = 0.5,
+        base_temperature: float | None = 0.07,
+        reduction: Literal["anchors", "all", "sum"] = "all",
+        asymmetric: bool = True,
+        weight: float = 1.0,
+        distill_temperature: float = 0.2,
+        teacher_temperature: float = 0.01,
+        batch_size_mem: int | None = None,
+        storage_policy: ExemplarsBuffer | None = None,
+        readout: Literal["linear", "ncm"] = "linear",
+        readout_lr: float = 1.0,
+        readout_epochs: int = 100,
+        readout_batch_size: int = 256,
+        teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         """Wire the strategy up.
 
         Args:
-            model: what to train.
+            model: a ``ContrastiveModel``.
             optimizer: of the model's parameters.
             criterion: the loss in evaluation; None: cross-entropy. Training uses the method's objective.
             train_mb_size: current samples per training step.
@@ -50,38 +85,183 @@ class _MethodStrategy(SupervisedTemplate):
             evaluator: metrics and loggers; None for none.
             eval_every: -1 no evaluation while training, 0 after each experience, n every n epochs (iterations).
             peval_mode: "epoch" or "iteration", the unit of ``eval_every``.
-            **method_options: options of the method's plugin (see its docstring); an unknown one is a ``TypeError``.
+
+        The other arguments are the options of ``Co2LPlugin``, described there.
         """
-        method = self.plugin_class(**method_options)
+        method = Co2LPlugin(
+            mem_size=mem_size,
+            augmentation=augmentation,
+            views=views,
+            temperature=temperature,
+            base_temperature=base_temperature,
+            reduction=reduction,
+            asymmetric=asymmetric,
+            weight=weight,
+            distill_temperature=distill_temperature,
+            teacher_temperature=teacher_temperature,
+            batch_size_mem=batch_size_mem,
+            storage_policy=storage_policy,
+            readout=readout,
+            readout_lr=readout_lr,
+            readout_epochs=readout_epochs,
+            readout_batch_size=readout_batch_size,
+            teacher_mode=teacher_mode,
+        )
         super().__init__(
+            method=method,
             model=model,
             optimizer=optimizer,
-            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+            criterion=criterion,
             train_mb_size=train_mb_size,
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
             device=device,
-            plugins=[method, *(plugins or [])],
+            plugins=plugins,
             evaluator=evaluator,
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
-        self.method = method
-
-
-class Co2L(_MethodStrategy):
-    """Contrastive continual learning (Cha et al., ICCV 2021); options of ``Co2LPlugin``, for a ``ContrastiveModel``."""
-
-    plugin_class = Co2LPlugin
 
 
 class SSIL(_MethodStrategy):
-    """Separated softmax for incremental learning (Ahn et al., ICCV 2021); options of ``SSILPlugin``."""
+    """Separated softmax for incremental learning (Ahn et al., ICCV 2021, arXiv:2003.13947): ``SSILPlugin`` wired up."""
 
-    plugin_class = SSILPlugin
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Any = None,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[BasePlugin[Any]] | None = None,
+        evaluator: Evaluator = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        mem_size: int = 2000,
+        batch_size_mem: int = 32,
+        storage_policy: ExemplarsBuffer | None = None,
+        separated: bool = True,
+        distillation: Literal["task", "global", "none"] = "task",
+        temperature: float = 2.0,
+        weight: float = 1.0,
+        teacher_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        """Wire the strategy up.
+
+        Args:
+            model: any classifier.
+            optimizer: of the model's parameters.
+            criterion: the loss in evaluation; None: cross-entropy. Training uses the method's objective.
+            train_mb_size: current samples per training step.
+            train_epochs: epochs per experience.
+            eval_mb_size: samples per evaluation step; None: ``train_mb_size``.
+            device: to train on.
+            plugins: others beside the method's own; the list is not changed.
+            evaluator: metrics and loggers; None for none.
+            eval_every: -1 no evaluation while training, 0 after each experience, n every n epochs (iterations).
+            peval_mode: "epoch" or "iteration", the unit of ``eval_every``.
+
+        The other arguments are the options of ``SSILPlugin``, described there.
+        """
+        method = SSILPlugin(
+            mem_size=mem_size,
+            batch_size_mem=batch_size_mem,
+            storage_policy=storage_policy,
+            separated=separated,
+            distillation=distillation,
+            temperature=temperature,
+            weight=weight,
+            teacher_mode=teacher_mode,
+        )
+        super().__init__(
+            method=method,
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+        )
 
 
 class CSD(_MethodStrategy):
-    """Contrastive supervised distillation (Barletti, Biondi et al., ICIAP 2022); options of ``CSDPlugin``."""
+    """Contrastive supervised distillation (Barletti, Biondi et al., ICIAP 2022): ``CSDPlugin`` wired up."""
 
-    plugin_class = CSDPlugin
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Any = None,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[BasePlugin[Any]] | None = None,
+        evaluator: Evaluator = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        temperature: float = 0.07,
+        weight: float = 1.0,
+        form: Literal["authors", "paper"] = "authors",
+        normalize: bool = True,
+        kd_weight: float = 1.0,
+        kd_temperature: float = 2.0,
+        triplet_weight: float = 1.0,
+        margin: float = 1.0,
+        ce: Literal["weighted", "masked", "all"] = "weighted",
+        feature_layer: str | None = None,
+        teacher_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        """Wire the strategy up.
+
+        Args:
+            model: any classifier.
+            optimizer: of the model's parameters.
+            criterion: the loss in evaluation; None: cross-entropy. Training uses the method's objective.
+            train_mb_size: current samples per training step.
+            train_epochs: epochs per experience.
+            eval_mb_size: samples per evaluation step; None: ``train_mb_size``.
+            device: to train on.
+            plugins: others beside the method's own; the list is not changed.
+            evaluator: metrics and loggers; None for none.
+            eval_every: -1 no evaluation while training, 0 after each experience, n every n epochs (iterations).
+            peval_mode: "epoch" or "iteration", the unit of ``eval_every``.
+
+        The other arguments are the options of ``CSDPlugin``, described there.
+        """
+        method = CSDPlugin(
+            temperature=temperature,
+            weight=weight,
+            form=form,
+            normalize=normalize,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+            triplet_weight=triplet_weight,
+            margin=margin,
+            ce=ce,
+            feature_layer=feature_layer,
+            teacher_mode=teacher_mode,
+        )
+        super().__init__(
+            method=method,
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+        )

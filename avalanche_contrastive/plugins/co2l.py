@@ -23,7 +23,7 @@ from avalanche_contrastive.models import (
     embed_dataset,
     fit_linear,
     fit_nearest_mean,
-    preserved_random_state,
+    own_random_state,
     unwrapped,
 )
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
@@ -177,6 +177,12 @@ class Co2LPlugin(ReplayMethodPlugin):
         super().before_eval(strategy, **kwargs)
         self._refit(strategy)
 
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """After the last epoch, refit before any plugin looks at the trained model's logits."""
+        super().after_training_epoch(strategy, **kwargs)
+        if strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
+            self._refit(strategy)
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Read-out first (the memory still holds earlier experiences only), then teacher, ledger and memory."""
         self._refit(strategy)
@@ -188,7 +194,7 @@ class Co2LPlugin(ReplayMethodPlugin):
             return
         model = _contrastive(strategy.model)
         memory = self.storage_policy.buffer
-        with preserved_random_state():
+        with own_random_state():
             parts = [
                 embed_dataset(model, data, batch_size=strategy.eval_mb_size, device=strategy.device)
                 for data in (self._dataset, memory)

@@ -8,6 +8,7 @@ from avalanche.training.storage_policy import ClassBalancedBuffer, ExemplarsBuff
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from avalanche_contrastive.models import own_random_state, own_seed
 from avalanche_contrastive.plugins.base import MethodPlugin
 
 __all__ = ["ReplayLoader", "ReplayMethodPlugin"]
@@ -48,7 +49,10 @@ class ReplayMethodPlugin(MethodPlugin):
             return
         memory = self.storage_policy.buffer
         if len(memory) > 0:
-            strategy.dataloader = ReplayLoader(strategy.dataloader, memory.train(), self.batch_size_mem, num_workers)
+            seed = own_seed(len(self.ledger), strategy.clock.train_exp_epochs)
+            strategy.dataloader = ReplayLoader(
+                strategy.dataloader, memory.train(), self.batch_size_mem, seed=seed, num_workers=num_workers
+            )
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Give the loader back as it was."""
@@ -58,7 +62,8 @@ class ReplayMethodPlugin(MethodPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Teacher and ledger first, then the exemplars of the experience."""
         super().after_training_exp(strategy, **kwargs)
-        update_storage(self.storage_policy, strategy)
+        with own_random_state(len(self.ledger)):
+            update_storage(self.storage_policy, strategy)
 
 
 def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
@@ -99,19 +104,26 @@ class ReplayLoader:
         loader: gives batches as sequences of tensors with a common first axis.
         memory: the replayed samples, an Avalanche dataset.
         rows: replayed samples per batch.
+        seed: of the order; the global random state is not drawn from.
         num_workers: of the memory's own loader.
     """
 
-    def __init__(self, loader: Any, memory: Any, rows: int, num_workers: int = 0) -> None:
-        self.loader, self.memory, self.rows, self.num_workers = loader, memory, rows, num_workers
+    def __init__(self, loader: Any, memory: Any, rows: int, *, seed: int = 0, num_workers: int = 0) -> None:
+        self.loader, self.memory, self.rows = loader, memory, rows
+        self.seed, self.num_workers = seed, num_workers
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        draws = torch.Generator().manual_seed(self.seed)
         replayed = iter(
             DataLoader(
-                self.memory, batch_size=self.rows, sampler=_Endless(len(self.memory)), num_workers=self.num_workers
+                self.memory,
+                batch_size=self.rows,
+                sampler=_Endless(len(self.memory), draws),
+                generator=draws,
+                num_workers=self.num_workers,
             )
         )
         for batch in self.loader:
@@ -127,12 +139,12 @@ class ReplayLoader:
 class _Endless(Sampler[int]):
     """All indices in random order, then all in another order, and so on."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self.size, self.generator = size, generator
 
     def __iter__(self) -> Iterator[int]:
         while True:
-            yield from torch.randperm(self.size).tolist()
+            yield from torch.randperm(self.size, generator=self.generator).tolist()
 
 
 def _joined(batch: Any, rows: Any) -> list[Tensor]:
