@@ -33,11 +33,13 @@ class TwoViews:
     def __call__(self, image: Any) -> Tensor:
         """The views of one image, (V, C, H, W)."""
         views = [self.transform(image) for _ in range(self.views)]
-        if not all(isinstance(view, Tensor) for view in views):
-            raise TypeError(
-                f"TwoViews: transform must return a tensor (C, H, W), got {type(views[0]).__name__}. "
-                "Does it lack a final ToTensor?"
-            )
+        for view in views:
+            if not isinstance(view, Tensor) or view.shape != views[0].shape:
+                came = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+                raise TypeError(
+                    f"TwoViews: transform must return tensors (C, H, W) of one size, got {came}. "
+                    "Does it lack a final ToTensor, or crop to random sizes?"
+                )
         return torch.stack(views)
 
     def __repr__(self) -> str:
@@ -53,8 +55,10 @@ def stack_views(x: Tensor, augmentation: Callable[[Tensor], Tensor], views: int 
         views: V >= 2.
 
     Raises:
-        ValueError: the augmentation changes the shape.
+        ValueError: fewer than two views, or an augmentation that changes the shape.
     """
+    if views < 2:
+        raise ValueError(f"stack_views: views must be >= 2, got {views}. One view has no positive to be drawn to.")
     stacked = [augmentation(x) for _ in range(views)]
     for view in stacked:
         if not isinstance(view, Tensor) or view.shape != x.shape:
@@ -70,13 +74,14 @@ class BatchAugmentation:
     """Random resized crop, horizontal flip and rotation of a batch, with a draw of its own for each image.
 
     torchvision's v2 transforms draw once for a whole batch, which makes them useless as contrastive views of a
-    batch; per image they are ten times slower. This is one affine grid for all images.
+    batch; per image they are several times slower. This is one affine grid for all images.
 
     Args:
-        scale: range of the crop's area as a share of the image's.
-        ratio: range of the crop's aspect ratio.
+        scale: range of the crop's area as a share of the image's. A side that would leave the image is cut to it
+            (torchvision draws again instead).
+        ratio: range of the crop's aspect ratio, relative to the image's own; (1, 1) keeps it.
         flip: probability of a horizontal flip.
-        rotation: largest rotation, in degrees, either way.
+        rotation: largest rotation either way, in degrees on a square image.
     """
 
     def __init__(
@@ -119,8 +124,11 @@ class BatchAugmentation:
             ],
             dim=1,
         )
-        grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+        # Half-precision coordinates miss their pixels, also under autocast: sample in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+            sampled = F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
+        return sampled.to(x.dtype)
 
     def __repr__(self) -> str:
         return f"BatchAugmentation(scale={self.scale}, ratio={self.ratio}, flip={self.flip}, rotation={self.rotation})"

@@ -5,7 +5,8 @@ differs is which columns the softmax runs over, which rows count, and who gives 
 
 Letters: B images in a batch, V views of an image, D width of an embedding, K classes. Temperatures divide similarities
 or logits and have no unit. Similarities and softmaxes are computed in float32 at least, whatever the input's precision
-and also under autocast; the result has that precision too. Wrong shapes and values raise ``ValueError``.
+and also under autocast (but ``torch.set_float32_matmul_precision`` holds here, too); the result has that precision.
+Wrong shapes and values, an empty batch among them, raise ``ValueError``.
 """
 
 from typing import Literal
@@ -149,7 +150,7 @@ def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
     b, k = logits.shape
     y = _check_labels(name, y, b)
     groups = _check_classes(name, "groups", groups, k)
-    if k == 0 or int(y.min()) < 0 or int(y.max()) >= k:
+    if int(y.min()) < 0 or int(y.max()) >= k:
         raise ValueError(
             f"{name}: labels must lie in [0, {k}), the width of the logits, got {int(y.min())} to {int(y.max())}. "
             "Is the model's last layer as wide as the largest class id + 1?"
@@ -208,7 +209,7 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
         teacher = _float32(teacher_logits.detach()).T.contiguous().index_select(0, columns) / temperature
         student = _segment_log_softmax(student, task, len(ids))
         teacher = _segment_log_softmax(teacher, task, len(ids))
-        return (teacher.exp() * (teacher - student)).sum() * (temperature**2 / max(b, 1))
+        return (teacher.exp() * (teacher - student)).sum() * (temperature**2 / b)
 
 
 def contrastive_distillation(
@@ -238,7 +239,7 @@ def contrastive_distillation(
         y: class ids, (B,) integers.
         temperature: t, > 0.
         form: "authors" or "paper".
-        normalize: divide each feature by its length first.
+        normalize: divide each feature by its length first (a feature of length zero stays as it is).
 
     Returns:
         Scalar; zero, with a gradient path, for the paper's form of a single image, which has nothing to contrast.
@@ -255,15 +256,16 @@ def contrastive_distillation(
     check_choice(name, "form", form, ("authors", "paper"))
 
     with _full_precision(features):
-        student, teacher = _float32(features), _float32(teacher_features.detach())
+        student = _float32(features)
+        teacher = teacher_features.detach().to(student.dtype)
         if normalize:
-            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+            student, teacher = _unit_rows(student), _unit_rows(teacher)
         b = len(student)
         same = (y[:, None] == y).to(student.dtype)
         if form == "paper":
-            similarity = teacher @ student.T / temperature
             if b == 1:
-                return similarity.sum() * 0.0
+                return student.sum() * 0.0
+            similarity = teacher @ student.T / temperature
             positive = (same * similarity).sum(dim=1) / same.sum(dim=1)
             return (_without_self(similarity).logsumexp(dim=1) - positive).mean()
         contrast = torch.cat([student, teacher])
@@ -295,7 +297,7 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
         raise ValueError(f"{name}: margin must be a finite number >= 0, got {margin}.")
 
     with _full_precision(features):
-        unit = F.normalize(_float32(features), dim=1)
+        unit = _unit_rows(_float32(features))
         similarity = unit @ unit.T
         same = y[:, None] == y
         positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -323,6 +325,15 @@ def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
     return x - total.log().index_select(0, segment)
 
 
+def _unit_rows(x: Tensor) -> Tensor:
+    """Rows of length one; a row of zeros (an image whose units are all dead) stays zero and gets a plain gradient.
+
+    ``F.normalize`` would divide that gradient by 1e-12, which a single such image makes enough to end a training.
+    """
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / length.masked_fill(length == 0, 1.0)
+
+
 def _full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
@@ -333,18 +344,19 @@ def _float32(x: Tensor) -> Tensor:
 
 
 def _check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
-    if x.ndim != ndim or not x.is_floating_point():
+    if x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
         raise ValueError(
-            f"{name}: {argument} must be a floating-point tensor of shape {shape}, got {x.dtype} of shape "
-            f"{tuple(x.shape)}. Is it the model's output for the batch?"
+            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {x.dtype} of "
+            f"shape {tuple(x.shape)}. Is it the model's output for the batch?"
         )
 
 
 def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
-    if z.ndim != 3 or z.shape[1] < views or not z.is_floating_point():
+    if z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
         raise ValueError(
-            f"{name}: {argument} must be floating-point of shape (B, V, D) with V >= {views}, got {tuple(z.shape)} of "
-            f"{z.dtype}. Is the training transform wrapped in TwoViews, or an augmentation given to Co2L?"
+            f"{name}: {argument} must be floating-point of shape (B, V, D) with B >= 1 and V >= {views}, got "
+            f"{tuple(z.shape)} of {z.dtype}. Is the training transform wrapped in TwoViews, or an augmentation given "
+            "to Co2L?"
         )
     return z
 

@@ -1,6 +1,7 @@
 """Retrieval metrics: a pure function first, then the Avalanche metrics that gather features for it."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,9 @@ def recall_at_k(features: Tensor, y: Tensor, k: int = 1) -> float:
     """Share of images that have one of their own class among their k nearest others, by cosine similarity.
 
     Leave-one-out: each image queries all others. A tie between a positive and a negative counts for the positive, as
-    in the CSD authors' code (arXiv:2205.05476, section 5). An image that is the only one of its class has nothing to
-    find and is left out, as in pytorch-metric-learning. Memory: O(chunk * N).
+    in the CSD authors' code (arXiv:2205.05476, section 5); similarities tie when they are equal bit for bit. An image
+    that is the only one of its class has nothing to find and is left out, as in pytorch-metric-learning. Memory:
+    O(chunk * N).
 
     Args:
         features: (N, D), not necessarily of unit length.
@@ -33,10 +35,10 @@ def recall_at_k(features: Tensor, y: Tensor, k: int = 1) -> float:
     Returns:
         In [0, 1]; nan if no class has two images.
     """
-    return _recall_at(features, y, (k,))[k]
+    return _recall_at(features, y, (_checked_k("recall_at_k", "k", k),))[k]
 
 
-def _recall_at(features: Tensor, y: Tensor, ks: Sequence[int]) -> dict[int, float]:
+def _recall_at(features: Tensor, y: Tensor, ks: tuple[int, ...]) -> dict[int, float]:
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(
             f"recall_at_k: features must be a floating-point tensor (N, D), got {features.dtype} of shape "
@@ -47,8 +49,9 @@ def _recall_at(features: Tensor, y: Tensor, ks: Sequence[int]) -> dict[int, floa
             f"recall_at_k: y must be integer class ids of shape ({len(features)},), got {y.dtype} of shape "
             f"{tuple(y.shape)}."
         )
-    _check_ks(ks)
     unit = F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+    if len(unit) == 0:
+        return dict.fromkeys(ks, float("nan"))
     if not bool(unit.isfinite().all()):
         raise ValueError("recall_at_k: features must be finite, got nan or infinity. Has the training diverged?")
     _, inverse, counts = torch.unique(y, return_inverse=True, return_counts=True)
@@ -58,7 +61,7 @@ def _recall_at(features: Tensor, y: Tensor, ks: Sequence[int]) -> dict[int, floa
     ends = counts.cumsum(0)
     indices = torch.arange(len(unit), device=unit.device)
     ranks = []
-    for rows in indices.split(max(1, _WORKING_SET // max(1, len(unit)))):
+    for rows in indices.split(max(1, _WORKING_SET // len(unit))):
         similarity = unit[rows] @ unit.T
         first, last = inverse[rows[0]], inverse[rows[-1]]
         low, high = int(ends[first] - counts[first]), int(ends[last])
@@ -67,13 +70,20 @@ def _recall_at(features: Tensor, y: Tensor, ks: Sequence[int]) -> dict[int, floa
         best = band.masked_fill(~same | (rows[:, None] == columns), -2.0).amax(dim=1)  # cosines lie in [-1, 1]
         band.masked_fill_(same, -2.0)
         ranks.append((similarity > best[:, None]).sum(dim=1))
-    rank = torch.cat(ranks)[counts[inverse] > 1] if ranks else indices
+    rank = torch.cat(ranks)[counts[inverse] > 1]
     return {k: (rank < k).double().mean().item() if len(rank) else float("nan") for k in ks}
 
 
-def _check_ks(ks: Sequence[int]) -> None:
-    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
-        raise ValueError(f"recall_at_k: k must be whole numbers >= 1, got {list(ks)}.")
+def _checked_k(name: str, argument: str, k: int) -> int:
+    if isinstance(k, bool) or not hasattr(k, "__index__") or operator.index(k) < 1:
+        raise ValueError(f"{name}: {argument} must be a whole number >= 1, got {k!r}.")
+    return operator.index(k)
+
+
+def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(ks, Iterable) or len(found := tuple(ks)) == 0:
+        raise ValueError(f"retrieval_metrics: ks must be a sequence of whole numbers >= 1, got {ks!r}.")
+    return tuple(_checked_k("retrieval_metrics", "ks", k) for k in found)
 
 
 class RetrievalMetric(PluginMetric[dict[int, float]]):
@@ -87,8 +97,7 @@ class RetrievalMetric(PluginMetric[dict[int, float]]):
 
     def __init__(self, ks: Sequence[int], level: Literal["experience", "stream"], layer: str | None = None) -> None:
         super().__init__()
-        _check_ks(ks)
-        self.ks, self.level = tuple(ks), level
+        self.ks, self.level = _checked_ks(ks), level
         self.capture = FeatureCapture(layer)
         self._features: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -163,6 +172,8 @@ def retrieval_metrics(
         stream: one value for all evaluated experiences together.
         layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
     """
+    if not (experience or stream):
+        raise ValueError("retrieval_metrics: experience and stream are both False, so there is nothing to measure.")
     levels: list[Literal["experience", "stream"]] = []
     if experience:
         levels.append("experience")

@@ -216,8 +216,10 @@ BAD = {
         "SSILPlugin is a whole method.*CSDPlugin",
     ),
     # metrics
-    "recall at no K": (lambda: retrieval_metrics(ks=()), ValueError, r"k must be whole numbers >= 1, got \[\]"),
-    "recall at K zero": (lambda: RetrievalMetric((0,), "stream"), ValueError, r"k must be.*>= 1, got \[0\]"),
+    "recall at no K": (lambda: retrieval_metrics(ks=()), ValueError, r"ks must be.*>= 1, got \(\)"),
+    "a number for ks": (lambda: retrieval_metrics(ks=1), ValueError, "ks must be a sequence.*got 1"),
+    "no level": (lambda: retrieval_metrics(experience=False, stream=False), ValueError, "both False"),
+    "recall at K zero": (lambda: RetrievalMetric((0,), "stream"), ValueError, "ks must be.*>= 1, got 0"),
 }
 
 
