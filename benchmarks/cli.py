@@ -101,7 +101,12 @@ def _add_table(commands: Any) -> None:
     command.add_argument("--results", type=Path, required=True, help="folder with the JSON files of `run`")
     command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write the whole page: tables and settings")
     command.add_argument(
-        "--readme", type=Path, help="put the main table between <!-- table:SUITE --> and <!-- /table -->"
+        "--into",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PAGE",
+        help="put tables between the lines <!-- table:SUITE [ROW ...] --> and <!-- /table --> of these pages",
     )
     command.set_defaults(command=table)
 
@@ -171,10 +176,10 @@ def table(parsed: argparse.Namespace) -> int:
     if parsed.write:
         write_text(parsed.write, tables.results_page(grouped))
         print(f"wrote {parsed.write}")
-    if parsed.readme:
-        tables.replace_block(parsed.readme, results.suite_of(grouped), tables.main_table(grouped))
-        print(f"updated the table in {parsed.readme}")
-    if not (parsed.write or parsed.readme):
+    for page in parsed.into:
+        tables.fill_page(page, grouped)
+        print(f"updated the tables in {page}")
+    if not (parsed.write or parsed.into):
         print("\n".join(part for part in (tables.main_table(grouped), tables.ablation_table(grouped)) if part))
     return 0
 

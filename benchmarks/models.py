@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from benchmarks.configs import Config
 
-FEATURES = 128
+FEATURES = 64
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Built:
 def small_cnn(channels: int) -> nn.Sequential:
     """Three convolutions with batch norm, for images of 8 x 8 and a little more: (B, C, H, W) to (B, FEATURES)."""
     return nn.Sequential(
-        *_block(channels, 32),
+        *_block(channels, 16),
         nn.MaxPool2d(2),
-        *_block(32, 64),
-        *_block(64, FEATURES),
+        *_block(16, 32),
+        *_block(32, FEATURES),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )

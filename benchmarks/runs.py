@@ -19,7 +19,7 @@ from benchmarks.catalog import METHODS
 from benchmarks.configs import Config
 from benchmarks.models import Built, Setting
 from benchmarks.plugins import BatchAugment, LaterRate
-from benchmarks.stats import forgetting, seen_accuracy
+from benchmarks.stats import forgetting, learning_accuracy, seen_accuracy
 from benchmarks.streams import SUITES, Suite, make_stream
 
 EVAL_BATCH = 256
@@ -75,6 +75,7 @@ def summary(matrix: list[list[float]], counts: list[int]) -> dict[str, Any]:
         "seen_accuracy": seen,
         "final_accuracy": seen[-1],
         "average_accuracy": sum(seen) / len(seen) if len(seen) > 1 else None,
+        "learning_accuracy": learning_accuracy(matrix),
         "forgetting": forgetting(matrix),
     }
 

@@ -34,6 +34,14 @@ def forgetting(R: Matrix) -> float | None:
     return fmean(max(R[i][j] for i in range(last)) - R[last][j] for j in range(last))
 
 
+def learning_accuracy(R: Matrix) -> float | None:
+    """Mean over the experiences after the first of R[i][i]: how well the newest classes are told from all others.
+
+    None for fewer than two steps.
+    """
+    return fmean(R[i][i] for i in range(1, len(R))) if len(R) > 1 else None
+
+
 def mean_std(values: Sequence[float | None]) -> tuple[float, float] | None:
     """Mean and sample standard deviation (n - 1; 0 for a single value); None if a value is missing."""
     known = [value for value in values if value is not None]

@@ -1,5 +1,6 @@
 """Markdown tables, made from result files alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from benchmarks.stats import mean_std
 
 Grouped = Mapping[str, Sequence[Result]]
 
-COLUMNS = ("method", "final accuracy", "average accuracy", "forgetting", "Recall@1", "seconds")
+COLUMNS = ("method", "final accuracy", "average accuracy", "newest classes", "forgetting", "Recall@1", "seconds")
 FOOTNOTE_MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 DEFINITIONS = (
     "*Final*: accuracy on all test images after the last experience.",
     "*Average*: mean over experiences of the accuracy on the test images of all classes seen so far.",
+    "*Newest classes*: mean over the experiences after the first of the accuracy on the classes just learned.",
     "*Forgetting* (Chaudhry et al. 2018): mean over the earlier experiences of the best accuracy before the last "
     "experience minus the accuracy after it.",
     "*Recall@1*: of the features, on all test images after the last experience, leave one out.",
@@ -103,31 +105,39 @@ def results_page(grouped: Grouped) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def replace_block(path: Path, suite: str, table: str) -> None:
-    """Put the table between `<!-- table:SUITE -->` and `<!-- /table -->` of a page.
+def fill_page(path: Path, grouped: Grouped) -> None:
+    """Put tables between the markers of a page.
+
+    A marker is `<!-- table:SUITE -->` for the main table, or `<!-- table:SUITE ROW ROW ... -->` for those rows; the
+    table ends at `<!-- /table -->`.
 
     Raises:
-        ValueError: the page lacks a marker.
+        ValueError: the page has no marker of this suite, or one names a row without results.
     """
-    text = path.read_text(encoding="utf-8")
-    before, after = _around_block(text, suite, path)
-    write_text(path, f"{before}\n{table.strip()}\n{after}")
+    write_text(path, filled(path.read_text(encoding="utf-8"), grouped, where=str(path)))
 
 
-def read_block(path: Path, suite: str) -> str:
-    """What stands between the markers."""
-    text = path.read_text(encoding="utf-8")
-    before, after = _around_block(text, suite, path)
-    return text[len(before) : len(text) - len(after)].strip()
+def filled(text: str, grouped: Grouped, *, where: str) -> str:
+    """The page's text with its tables up to date."""
+    suite = suite_of(grouped)
 
+    def table_for(block: re.Match[str]) -> str:
+        names = block["rows"].split()
+        unknown = [name for name in names if name not in grouped]
+        if unknown:
+            raise ValueError(
+                f"{where}: a table asks for {_listed(unknown)}, but the results hold {_listed([*grouped])}"
+            )
+        rows = [row for kind in ("main", "ablation") for row in rows_of(grouped, kind) if row.name in names]
+        ordered = sorted(rows, key=lambda row: names.index(row.name))
+        table = f"{_table(ordered, grouped)}\n\n{caption(ordered, grouped)}\n" if names else main_table(grouped)
+        return f"{block['start']}\n{table.strip()}\n{block['end']}"
 
-def _around_block(text: str, suite: str, path: Path) -> tuple[str, str]:
-    start, end = f"<!-- table:{suite} -->", "<!-- /table -->"
-    head, found, rest = text.partition(start)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{path}: expected the marker lines {start} and {end}, did not find {end if found else start}")
-    return head + start, end + tail
+    marker = rf"(?P<start><!-- table:{re.escape(suite)}(?P<rows>(?: \w+)*) -->).*?(?P<end><!-- /table -->)"
+    text, count = re.subn(marker, table_for, text, flags=re.DOTALL)
+    if count == 0:
+        raise ValueError(f"{where}: expected the marker lines <!-- table:{suite} --> and <!-- /table -->, found none")
+    return text
 
 
 def _table(rows: Sequence[Row], grouped: Grouped) -> str:
@@ -138,7 +148,7 @@ def _table(rows: Sequence[Row], grouped: Grouped) -> str:
         cells = [row.label + marks.get(row.note, "")]
         cells += [
             _percent([result[key] for result in results])
-            for key in ("final_accuracy", "average_accuracy", "forgetting")
+            for key in ("final_accuracy", "average_accuracy", "learning_accuracy", "forgetting")
         ]
         cells.append(_percent([result["recall_at_1"][-1] for result in results]))
         cells.append(_spread([result["seconds_total"] for result in results], 1.0))

@@ -96,6 +96,11 @@ def test_joint_training_has_seen_all_in_its_only_step():
     assert stats.forgetting([[1.0, 0.5]]) is None
 
 
+def test_learning_accuracy_is_the_diagonal_after_the_first():
+    assert stats.learning_accuracy(R) == pytest.approx((R[1][1] + R[2][2]) / 2)
+    assert stats.learning_accuracy([[1.0, 0.5]]) is None
+
+
 def test_forgetting_is_from_the_best_earlier_accuracy():
     assert stats.forgetting(R) == pytest.approx(((1.0 - 0.6) + (0.9 - 0.3)) / 2)
     later_best = [[0.5, 0.0, 0.0], [0.7, 0.9, 0.0], [0.6, 0.9, 0.8]]
@@ -228,28 +233,43 @@ def test_the_table_says_what_the_json_says(quick_run):
     text = tables.main_table(grouped)
     final = [100 * result["final_accuracy"] for result in grouped["joint"]]
     mean, std = stats.mean_std(final)
-    assert f"| Joint (upper end) | {mean:.1f} ± {std:.1f} | – | – |" in text
+    assert f"| Joint (upper end) | {mean:.1f} ± {std:.1f} | – | – | – |" in text
     assert "over 2 seeds (0, 1)" in text
     assert tables.ablation_table(grouped) == ""
     page = tables.results_page(grouped)
     assert "| `naive` | " in page
 
 
-def test_table_writes_the_page_and_the_block(quick_run, tmp_path, capsys):
+def test_table_writes_the_page_and_fills_the_markers(quick_run, tmp_path, capsys):
     readme, page = tmp_path / "README.md", tmp_path / "RESULTS.md"
-    readme.write_text(f"before\n<!-- table:{SUITE} -->\nold\n<!-- /table -->\nafter\n")
-    assert cli.main(["table", "--results", str(quick_run), "--write", str(page), "--readme", str(readme)]) == 0
+    readme.write_text(
+        f"before\n<!-- table:{SUITE} -->\nold\n<!-- /table -->\nbetween\n"
+        f"<!-- table:{SUITE} joint naive -->\n<!-- /table -->\nafter\n"
+    )
+    assert cli.main(["table", "--results", str(quick_run), "--write", str(page), "--into", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- /table -->\nafter\n")
     assert "old" not in text
     grouped = results.load_results(quick_run)
-    assert tables.read_block(readme, SUITE) == tables.main_table(grouped).strip()
+    whole, chosen = text.split("between")
+    assert tables.main_table(grouped).strip() in whole
+    lines = [line for line in chosen.splitlines() if line.startswith("| ")]
+    assert [line.split(" (")[0] for line in lines[1:]] == ["| Joint", "| Naive"]
     assert page.read_text() == tables.results_page(grouped)
-    readme.write_text("no markers")
-    assert cli.main(["table", "--results", str(quick_run), "--readme", str(readme)]) == 2
-    assert "expected the marker lines" in capsys.readouterr().err
-    assert readme.read_text() == "no markers"
+    assert tables.filled(text, grouped, where="") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("no markers", "expected the marker lines"), (f"<!-- table:{SUITE} nobody --><!-- /table -->", "asks for nobody")],
+)
+def test_a_page_that_cannot_be_filled_is_left_alone(quick_run, tmp_path, capsys, text, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    assert cli.main(["table", "--results", str(quick_run), "--into", str(readme)]) == 2
+    assert message in capsys.readouterr().err
+    assert readme.read_text() == text
 
 
 def test_figures_are_drawn_from_the_json(quick_run, tmp_path):
@@ -274,11 +294,13 @@ def test_seeds_of_one_row_under_two_configs_are_refused(quick_run, tmp_path):
 
 
 def test_committed_pages_follow_from_the_committed_json():
-    if not RESULTS.is_dir():
-        return  # nothing is claimed yet
     grouped = results.load_results(RESULTS)
     assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == tables.results_page(grouped)
-    assert tables.read_block(ROOT / "README.md", SUITE) == tables.main_table(grouped).strip()
+    pages = [ROOT / "README.md", *sorted((ROOT / "benchmarks" / "methods").glob("*.md"))]
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text, grouped, where=str(page)) == text
 
 
 def test_committed_figures_follow_from_their_matrices():
