@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import results, tables
 from benchmarks.catalog import METHODS
-from benchmarks.configs import Row, folder, load_row, row_names, updated
+from benchmarks.configs import Row, load_row, row_names, updated
 from benchmarks.files import write_json, write_text
 from benchmarks.pool import Job, Progress, run_jobs
 
@@ -64,6 +64,9 @@ def _add_run(commands: Any) -> None:
     )
     command.add_argument("--suite", default=DEFAULT_SUITE, help="stream (default: %(default)s)")
     command.add_argument("--ablations", action="store_true", help="add the rows of the ablation table")
+    command.add_argument(
+        "--trials", action="store_true", help="add the trials, which are evaluated on validation images"
+    )
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/<suite>)")
@@ -130,7 +133,7 @@ def list_rows(parsed: argparse.Namespace) -> int:
 def run(parsed: argparse.Namespace) -> int:
     """Do the runs that are missing, then show what there is."""
     out: Path = parsed.out or Path("out") / parsed.suite
-    rows = [_changed(row, parsed.memory, parsed.set) for row in _chosen(parsed.rows, parsed.suite, parsed.ablations)]
+    rows = [_changed(row, parsed.memory, parsed.set) for row in _chosen(parsed)]
     wanted = [(row, seed) for seed in parsed.seeds for row in rows]
     missing = [(row, seed) for row, seed in wanted if not results.is_done(out, row, seed)]
     if len(missing) < len(wanted):
@@ -141,7 +144,7 @@ def run(parsed: argparse.Namespace) -> int:
         content = {"row": job.name, **result, "git_commit": commit}
         write_json(results.result_path(out, job.name, job.seed), content)
 
-    jobs = [Job(row.name, row.config, seed) for row, seed in missing]
+    jobs = [Job(row.name, row.config, seed, validation=row.on_validation) for row, seed in missing]
     failed = run_jobs(jobs, parsed.jobs, keep, progress=Progress(len(jobs)))
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
@@ -153,7 +156,7 @@ def run(parsed: argparse.Namespace) -> int:
 def _show(out: Path) -> None:
     """Print the tables, write them and the figures, and name the folder."""
     grouped = results.load_results(out)
-    text = "\n".join(part for part in (tables.main_table(grouped), tables.ablation_table(grouped)) if part)
+    text = tables.all_tables(grouped)
     print(f"\n{text}")
     write_text(out / "table.md", text)
     from benchmarks.plots import plot_all  # matplotlib takes a second: only those who draw wait for it
@@ -166,7 +169,7 @@ def tune(parsed: argparse.Namespace) -> int:
     """Search the settings of rows."""
     from benchmarks.tuning import tune as search
 
-    rows = [row for row in _chosen(parsed.rows, parsed.suite, ablations=False) if parsed.rows or not row.base]
+    rows = [row for row in _chosen(parsed) if parsed.rows or not row.base]
     return 1 if search(rows, parsed.jobs) else 0
 
 
@@ -180,7 +183,7 @@ def table(parsed: argparse.Namespace) -> int:
         tables.fill_page(page, grouped)
         print(f"updated the tables in {page}")
     if not (parsed.write or parsed.into):
-        print("\n".join(part for part in (tables.main_table(grouped), tables.ablation_table(grouped)) if part))
+        print(tables.all_tables(grouped))
     return 0
 
 
@@ -210,12 +213,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _chosen(names: Sequence[str], suite: str, ablations: bool) -> list[Row]:
-    """The named rows, or the main ones, with the ablations if asked for."""
-    folder(suite)
-    every = [load_row(name, suite) for name in row_names(suite)]
-    rows = [load_row(name, suite) for name in dict.fromkeys(names)] or [row for row in every if row.table == "main"]
-    return rows + [row for row in every if ablations and row.table == "ablation" and row not in rows]
+def _chosen(parsed: argparse.Namespace) -> list[Row]:
+    """The named rows, or the main ones, with the ablations and trials if asked for."""
+    every = [load_row(name, parsed.suite) for name in row_names(parsed.suite)]
+    named = [load_row(name, parsed.suite) for name in dict.fromkeys(parsed.rows)]
+    wanted = [] if named else ["main"]
+    wanted += [table for table in ("ablation", "trial") if getattr(parsed, f"{table}s", False)]
+    return named + [row for row in every if row.table in wanted and row not in named]
 
 
 def _changed(row: Row, memory: int | None, assignments: Sequence[str]) -> Row:

@@ -12,7 +12,9 @@ from benchmarks.catalog import METHODS, Method, Option
 from benchmarks.files import write_text
 
 CONFIGS = Path(__file__).parent / "configs"
-TABLES = ("main", "ablation")
+TABLES = ("main", "ablation", "trial")  # a trial looks into something on validation images
+
+SELECTION = ("accuracy", "recall")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,17 @@ class Row:
     table: str = "main"
     note: str = ""
     base: str = ""
+    chosen_by: str = ""
+
+    @property
+    def select_by(self) -> str:
+        """The validation figure by which `tune` chooses the row's setting, "accuracy" or "recall"."""
+        return self.chosen_by or self.method.select_by
+
+    @property
+    def on_validation(self) -> bool:
+        """Whether the row is evaluated on held-out training images instead of the test images."""
+        return self.table == "trial"
 
     @property
     def method(self) -> Method:
@@ -75,7 +88,7 @@ def default_config(method: str) -> Config:
 
 
 def row_names(suite: str) -> list[str]:
-    """Names of the suite's rows: main rows first, in the order of METHODS, then ablations by their parent."""
+    """Names of the suite's rows: main rows first, in the order of METHODS, then ablations, then trials."""
     names = [path.stem for path in folder(suite).glob("*.toml")]
     order = list(METHODS)
 
@@ -115,9 +128,11 @@ def load_row(name: str, suite: str) -> Row:
     """
     raw = read_raw(name, suite)
     base = raw.pop("base", "")
-    shown = {key: raw.pop(key) for key in ("label", "table", "note") if key in raw}
+    shown = {key: raw.pop(key) for key in ("label", "table", "note", "chosen_by") if key in raw}
     if shown.get("table", "main") not in TABLES:
         raise ValueError(f"{name}: table must be one of {TABLES}, got {shown['table']!r}")
+    if shown.get("chosen_by", "") not in ("", *SELECTION):
+        raise ValueError(f"{name}: chosen_by must be one of {SELECTION}, got {shown['chosen_by']!r}")
     if base:
         config = load_row(base, suite).config
     elif raw.get("method") in METHODS:
@@ -188,6 +203,7 @@ def write_row(row: Row, comment: str) -> Path:
     shown = {"method": row.config.method, "label": row.label}
     shown |= {"table": row.table} if row.table != "main" else {}
     shown |= {"note": row.note} if row.note else {}
+    shown |= {"chosen_by": row.chosen_by} if row.chosen_by else {}
     changed = changes_from_default(row.config)
     changed.pop("suite", None)
     options = changed.pop("options", {})

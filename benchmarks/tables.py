@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalog import METHODS
-from benchmarks.configs import Row
+from benchmarks.configs import TABLES, Row
 from benchmarks.files import write_text
 from benchmarks.results import Result, rows_of, suite_of
 from benchmarks.stats import mean_std
@@ -45,17 +45,29 @@ def ablation_table(grouped: Grouped) -> str:
     return f"{_table(rows, grouped)}\n\n{caption(rows, grouped)}\n"
 
 
+def trial_table(grouped: Grouped) -> str:
+    """What was looked into on validation images; empty without such results."""
+    rows = rows_of(grouped, "trial")
+    return f"{_table(rows, grouped)}\n\n{caption(rows, grouped)}\n" if rows else ""
+
+
+def all_tables(grouped: Grouped) -> str:
+    """Every table that has rows."""
+    return "\n".join(part for part in (main_table(grouped), ablation_table(grouped), trial_table(grouped)) if part)
+
+
 def caption(rows: Sequence[Row], grouped: Grouped) -> str:
     """What the numbers are: unit, spread, seeds, memory, definitions, footnotes."""
     results = [result for row in rows for result in grouped[row.name]]
     seeds = sorted({int(result["seed"]) for result in results})
+    images = " and ".join(sorted({result["evaluated_on"] for result in results}))
     memories = sorted({int(result["config"]["memory"]) for result in results} - {0})
     without = [row.label for row in rows if not METHODS[row.config.method].has_memory]
     lines = [
         f"Mean ± standard deviation over {_count(len(seeds), 'seed')} ({_listed(seeds)}), each with its own class "
         "order; in percent, seconds aside.",
         f"Memory: {' or '.join(map(str, memories)) or 'no'} images{f' (none: {_listed(without)})' if without else ''}.",
-        *DEFINITIONS,
+        *(text.replace("test images", f"{images} images") for text in DEFINITIONS),
     ]
     partial = [f"{row.label} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
     if partial:
@@ -70,7 +82,7 @@ def settings_table(grouped: Grouped) -> str:
         _line(("row", "learning rate", "epochs", "batch", "augmented", "options", "read-out")),
         "|---|---|---|---|---|---|---|",
     ]
-    for row in [*rows_of(grouped, "main"), *rows_of(grouped, "ablation")]:
+    for row in [row for kind in TABLES for row in rows_of(grouped, kind)]:
         result = grouped[row.name][0]
         c: Mapping[str, Any] = result["config"]
         rate = f"{c['lr']:g}" + (f", later × {c['lr_later']:g}" if c["lr_later"] != 1 else "")
@@ -96,6 +108,12 @@ def results_page(grouped: Grouped) -> str:
     ]
     if ablations := ablation_table(grouped):
         parts += ["### Ablations", "The setting of the full method, with only the named option changed.", ablations]
+    if trials := trial_table(grouped):
+        parts += [
+            "### Looked into, on validation images",
+            "A fifth of the training images, as in `tune`; the test images took no part.",
+            trials,
+        ]
     parts += [
         "### Settings",
         "Chosen by `python -m benchmarks tune` on a fifth of the training images, with as many candidates for every "
@@ -128,7 +146,7 @@ def filled(text: str, grouped: Grouped, *, where: str) -> str:
             raise ValueError(
                 f"{where}: a table asks for {_listed(unknown)}, but the results hold {_listed([*grouped])}"
             )
-        rows = [row for kind in ("main", "ablation") for row in rows_of(grouped, kind) if row.name in names]
+        rows = [row for kind in TABLES for row in rows_of(grouped, kind) if row.name in names]
         ordered = sorted(rows, key=lambda row: names.index(row.name))
         table = f"{_table(ordered, grouped)}\n\n{caption(ordered, grouped)}\n" if names else main_table(grouped)
         return f"{block['start']}\n{table.strip()}\n{block['end']}"

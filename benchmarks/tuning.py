@@ -76,7 +76,7 @@ class Search:
 
     def score(self, entry: Mapping[str, Any]) -> float | None:
         """Mean over the tuning seeds of what this row is chosen by; None until all are there."""
-        key = "final_recall_at_1" if self.row.method.select_by == "recall" else "final_accuracy"
+        key = "final_recall_at_1" if self.row.select_by == "recall" else "final_accuracy"
         values = [run[key] for run in entry["runs"]]
         score = sum(values) / len(values) if len(values) == len(SEEDS) else None
         return score if is_finite(score) else None
@@ -94,7 +94,7 @@ class Search:
             "row": self.row.name,
             "suite": self.row.config.suite,
             "evaluated_on": "a stratified fifth of the training images; test images are not loaded into the stream",
-            "chosen_by": f"mean {SCORES[self.row.method.select_by]} on them over seeds {_listed(SEEDS)}",
+            "chosen_by": f"mean {SCORES[self.row.select_by]} on them over seeds {_listed(SEEDS)}",
             "grid": {key: list(values) for key, values in self.row.method.grid.items()},
             "chosen": None if best is None else self.entries[best]["settings"],
             "candidates": [{**entry, "score": self.score(entry)} for entry in self.entries],
@@ -109,7 +109,7 @@ class Search:
         suite, name = self.row.config.suite, self.row.name
         comment = (
             f"Chosen by `python -m benchmarks tune {name}` from {CANDIDATES} candidates on validation images:\n"
-            f"{SCORES[self.row.method.select_by]} {self.score(self.entries[best]):.3f}, "
+            f"{SCORES[self.row.select_by]} {self.score(self.entries[best]):.3f}, "
             f"mean over seeds {_listed(SEEDS)}. All candidates: benchmarks/tuning/{suite}/{name}.json"
         )
         return write_row(replace(self.row, config=self.configs[best]), comment)
