@@ -150,7 +150,7 @@ def units(*shape, dtype=torch.float64):
     return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1).to(dtype)
 
 
-def same_value(value, expected, rel=1e-9):
+def assert_same_value(value, expected, rel=1e-9):
     assert value.shape == ()
     assert value.item() == pytest.approx(expected, rel=rel, abs=1e-12)
 
@@ -177,7 +177,7 @@ def backward(function, x):
     return value.detach(), x.grad
 
 
-def finite_with_gradient(function, x):
+def assert_finite_with_gradient(function, x):
     value, gradient = backward(function, x)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -206,7 +206,7 @@ def test_supcon_is_equation_10(seed, reduction):
         base_temperature=base,
         reduction=reduction,
     )
-    same_value(value, slow_supcon(z, y, anchor, temperature, base, reduction))
+    assert_same_value(value, slow_supcon(z, y, anchor, temperature, base, reduction))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -214,7 +214,7 @@ def test_supcon_without_anchor_mask_takes_every_view(seed):
     draw = random.Random(seed)
     torch.manual_seed(seed)
     z, y = units(5, draw.randint(2, 4), 4), labels(draw, 5, 3)
-    same_value(asymmetric_supcon(z, torch.tensor(y)), slow_supcon(z, y, [True] * 5, 0.5, None, "anchors"))
+    assert_same_value(asymmetric_supcon(z, torch.tensor(y)), slow_supcon(z, y, [True] * 5, 0.5, None, "anchors"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -225,12 +225,12 @@ def test_relation_distillation_is_equation_13(seed):
     z, z_teacher = units(b, v, draw.randint(4, 6)), units(b, v, draw.randint(2, 3))
     t, t_teacher = draw.uniform(0.05, 1), draw.uniform(0.01, 1)
     value = relation_distillation(z, z_teacher, temperature=t, teacher_temperature=t_teacher)
-    same_value(value, slow_relation_distillation(z, z_teacher, t, t_teacher))
+    assert_same_value(value, slow_relation_distillation(z, z_teacher, t, t_teacher))
 
 
 def test_relation_distillation_defaults_are_the_papers():
     z, z_teacher = units(4, 2, 5), units(4, 2, 5)
-    same_value(relation_distillation(z, z_teacher), slow_relation_distillation(z, z_teacher, 0.2, 0.01))
+    assert_same_value(relation_distillation(z, z_teacher), slow_relation_distillation(z, z_teacher, 0.2, 0.01))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -244,7 +244,7 @@ def test_separated_softmax_is_ce_ss(seed):
     y = [draw.choice([c for c in range(k) if groups[c] >= 0]) for _ in range(b)]
     logits = 3 * torch.randn(b, k, dtype=torch.float64)
     value = separated_softmax(logits, torch.tensor(y), torch.tensor(groups))
-    same_value(value, slow_separated_softmax(logits, y, groups))
+    assert_same_value(value, slow_separated_softmax(logits, y, groups))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -259,13 +259,13 @@ def test_taskwise_distillation_is_tkd(seed):
     teacher = 3 * torch.randn(b, width, dtype=torch.float64)
     temperature = draw.uniform(0.5, 4)
     value = taskwise_distillation(logits, teacher, torch.tensor(tasks), temperature=temperature)
-    same_value(value, slow_taskwise_distillation(logits, teacher, tasks, temperature))
+    assert_same_value(value, slow_taskwise_distillation(logits, teacher, tasks, temperature))
 
 
 def test_taskwise_distillation_default_temperature_is_two():
     logits, teacher, tasks = torch.randn(3, 5).double(), torch.randn(3, 4).double(), [7, 2, 2, 7]
     value = taskwise_distillation(logits, teacher, torch.tensor(tasks))
-    same_value(value, slow_taskwise_distillation(logits, teacher, tasks, 2.0))
+    assert_same_value(value, slow_taskwise_distillation(logits, teacher, tasks, 2.0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -281,14 +281,14 @@ def test_contrastive_distillation_is_its_equation(seed, form, normalize):
     value = contrastive_distillation(
         features, teacher, torch.tensor(y), temperature=temperature, form=form, normalize=normalize
     )
-    same_value(value, slow_contrastive(features, teacher, y, temperature, form, normalize))
+    assert_same_value(value, slow_contrastive(features, teacher, y, temperature, form, normalize))
 
 
 def test_contrastive_distillation_defaults_are_the_authors():
     features, teacher = torch.randn(2, 6, 4, dtype=torch.float64)
     y = [3, 1, 3, 9, 1, 3]
     value = contrastive_distillation(features, teacher, torch.tensor(y))
-    same_value(value, slow_contrastive(features, teacher, y, 0.07, "authors", True))
+    assert_same_value(value, slow_contrastive(features, teacher, y, 0.07, "authors", True))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -299,12 +299,12 @@ def test_triplet_is_batch_hard(seed, margin):
     b = draw.randint(1, 12)
     y = labels(draw, b, draw.randint(1, 4))
     features = torch.randn(b, draw.randint(2, 6), dtype=torch.float64) * 5
-    same_value(batch_hard_triplet(features, torch.tensor(y), margin=margin), slow_triplet(features, y, margin))
+    assert_same_value(batch_hard_triplet(features, torch.tensor(y), margin=margin), slow_triplet(features, y, margin))
 
 
 def test_triplet_margin_default_is_one():
     features, y = torch.randn(6, 3, dtype=torch.float64), [0, 1, 0, 1, 2, 2]
-    same_value(batch_hard_triplet(features, torch.tensor(y)), slow_triplet(features, y, 1.0))
+    assert_same_value(batch_hard_triplet(features, torch.tensor(y)), slow_triplet(features, y, 1.0))
 
 
 # --- closed forms (methods.md, section 5) ---
@@ -383,7 +383,7 @@ CLOSED = {
 
 @pytest.mark.parametrize(("loss", "expected"), CLOSED.values(), ids=CLOSED.keys())
 def test_closed_form(loss, expected):
-    same_value(loss(), expected, rel=1e-12)
+    assert_same_value(loss(), expected, rel=1e-12)
 
 
 PRINTED = {
@@ -552,7 +552,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=[
 @pytest.mark.parametrize("teacher", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_cold_extremes_are_finite(loss, rows, teacher, dtype):
-    finite_with_gradient(lambda x: loss(x, ROWS[teacher].to(dtype)), ROWS[rows].to(dtype))
+    assert_finite_with_gradient(lambda x: loss(x, ROWS[teacher].to(dtype)), ROWS[rows].to(dtype))
 
 
 @embedding_losses
@@ -598,7 +598,7 @@ HUGE = {
 @pytest.mark.parametrize("logits", HUGE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_huge_logits_are_finite(loss, logits, dtype):
-    finite_with_gradient(loss, HUGE[logits].to(dtype))
+    assert_finite_with_gradient(loss, HUGE[logits].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -665,7 +665,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
 def test_half_precision_gradients_are_finite(dtype):
     x, teacher = units(8, 4, dtype=dtype), units(8, 4, dtype=dtype)
     for name in half_cases(x, teacher):
-        finite_with_gradient(lambda x, name=name: half_cases(x, teacher)[name], x)
+        assert_finite_with_gradient(lambda x, name=name: half_cases(x, teacher)[name], x)
 
 
 @HALVES
@@ -684,7 +684,7 @@ def test_autocast_value_is_the_float32_one(seed):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = half_cases(x, teacher)
         for name in expected:
-            finite_with_gradient(lambda x, name=name: half_cases(x, teacher)[name], x)
+            assert_finite_with_gradient(lambda x, name=name: half_cases(x, teacher)[name], x)
     for name, value in expected.items():
         assert found[name].dtype == torch.float32, name
         assert found[name].item() == pytest.approx(value.item(), rel=1e-3), name
@@ -728,7 +728,7 @@ def test_triplet_means_over_the_violating_samples_only():
     features = torch.stack([angle.cos(), angle.sin()], dim=1)
     # At 60: cos 60 - cos 30 + 0.4 = 0.034 > 0. At 90: 0 - cos 30 + 0.4 < 0. At 0, twice: cos 60 - 1 + 0.4 < 0.
     expected = math.cos(math.pi / 3) - math.cos(math.pi / 6) + 0.4
-    same_value(batch_hard_triplet(features, PAIRS, margin=0.4), expected)
+    assert_same_value(batch_hard_triplet(features, PAIRS, margin=0.4), expected)
 
 
 def test_task_of_one_class_gives_separated_softmax_nothing():
@@ -770,14 +770,14 @@ ONE = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_batch_of_one_has_nothing_to_learn(loss, dtype):
     # One contrast, one class in its group, equal models or no pair: each of these losses is zero for a single image.
-    value, gradient = finite_with_gradient(loss, torch.tensor([[0.6, 0.8, 0.8, -0.6]], dtype=dtype))
+    value, gradient = assert_finite_with_gradient(loss, torch.tensor([[0.6, 0.8, 0.8, -0.6]], dtype=dtype))
     assert value.abs() < 1e-6
     assert gradient.abs().max() < 1e-5
 
 
 def test_one_image_among_its_own_group():
     value = separated_softmax(torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([0]), torch.tensor([0, 1, 0]))
-    same_value(value, log(2), rel=1e-6)
+    assert_same_value(value, log(2), rel=1e-6)
 
 
 ZERO_ROW = {
@@ -792,7 +792,7 @@ ZERO_ROW = {
 def test_feature_of_length_zero(loss, dtype):
     # All units of a ReLU dead for one image: it has no direction, so nothing should be drawn anywhere by 1e12.
     features = torch.tensor([[0.0, 0.0], [1.0, 0.5], [0.2, 1.0], [-1.0, 0.3]], dtype=dtype)
-    _, gradient = finite_with_gradient(loss, features)
+    _, gradient = assert_finite_with_gradient(loss, features)
     assert gradient.abs().max() < torch.finfo(torch.float16).max
 
 
@@ -808,7 +808,7 @@ def test_student_and_teacher_of_different_precision(form, student, teacher):
     features, teacher_features = units(4, 3, dtype=student), units(4, 3, dtype=teacher)
     value = contrastive_distillation(features, teacher_features, PAIRS, form=form)
     expected = contrastive_distillation(features.double(), teacher_features.double(), PAIRS, form=form)
-    same_value(value, expected.item(), rel=1e-5)
+    assert_same_value(value, expected.item(), rel=1e-5)
 
 
 # --- properties ---
@@ -829,7 +829,7 @@ def test_order_of_images_does_not_matter():
         lambda o: contrastive_distillation(x[o], teacher[o], y[o], form="paper"),
         lambda o: batch_hard_triplet(x[o], y[o]),
     ):
-        same_value(function(order), function(torch.arange(7)).item(), rel=1e-12)
+        assert_same_value(function(order), function(torch.arange(7)).item(), rel=1e-12)
 
 
 def test_order_of_views_does_not_matter():
@@ -838,8 +838,10 @@ def test_order_of_views_does_not_matter():
     order = torch.stack([torch.randperm(4) for _ in range(5)])[..., None]
     mixed, mixed_teacher = z.gather(1, order.expand(-1, -1, 3)), z_teacher.gather(1, order.expand(-1, -1, 2))
     y, anchor = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([True, False, True, True, False])
-    same_value(asymmetric_supcon(mixed, y, anchor), asymmetric_supcon(z, y, anchor).item(), rel=1e-12)
-    same_value(relation_distillation(mixed, mixed_teacher), relation_distillation(z, z_teacher).item(), rel=1e-12)
+    assert_same_value(asymmetric_supcon(mixed, y, anchor), asymmetric_supcon(z, y, anchor).item(), rel=1e-12)
+    assert_same_value(
+        relation_distillation(mixed, mixed_teacher), relation_distillation(z, z_teacher).item(), rel=1e-12
+    )
 
 
 def test_views_of_the_teacher_must_be_those_of_the_student():
@@ -866,10 +868,10 @@ def test_order_of_classes_does_not_matter():
     y = torch.tensor([0, 1, 2, 5, 6, 7])
     order = torch.randperm(8)
     place = torch.argsort(order)  # class c now stands in column place[c]
-    same_value(
+    assert_same_value(
         separated_softmax(logits[:, order], place[y], groups[order]), separated_softmax(logits, y, groups).item()
     )
-    same_value(
+    assert_same_value(
         taskwise_distillation(logits[:, order], teacher[:, order], groups[order]),
         taskwise_distillation(logits, teacher, groups).item(),
     )
@@ -880,7 +882,7 @@ def test_names_of_groups_do_not_matter():
     groups, y = torch.tensor([0, 1, 1, -1, 0]), torch.tensor([0, 1, 2, 4, 1, 0])
     renamed = torch.where(groups < 0, groups, torch.tensor([40, 3])[groups])
     assert torch.equal(separated_softmax(logits, y, renamed), separated_softmax(logits, y, groups))
-    same_value(
+    assert_same_value(
         taskwise_distillation(logits, teacher, renamed), taskwise_distillation(logits, teacher, groups).item(), 1e-12
     )
 
@@ -902,8 +904,8 @@ def test_length_of_features_does_not_matter(scale):
     scales = scale * torch.rand(6, 1, dtype=torch.float64).add(0.1)
     for form in ("authors", "paper"):
         expected = contrastive_distillation(features, teacher, y, form=form).item()
-        same_value(contrastive_distillation(features * scales, teacher / scales, y, form=form), expected)
-    same_value(batch_hard_triplet(features * scales, y), batch_hard_triplet(features, y).item())
+        assert_same_value(contrastive_distillation(features * scales, teacher / scales, y, form=form), expected)
+    assert_same_value(batch_hard_triplet(features * scales, y), batch_hard_triplet(features, y).item())
 
 
 def test_length_of_features_matters_without_normalisation():
@@ -915,8 +917,8 @@ def test_length_of_features_matters_without_normalisation():
 def test_similarity_and_temperature_scale_together():
     # z.z / t: lengths times a and temperatures times a^2 leave every term as it was.
     z, z_teacher, y = units(4, 2, 3), units(4, 2, 3), torch.tensor([0, 1, 0, 2])
-    same_value(asymmetric_supcon(3 * z, y, temperature=4.5), asymmetric_supcon(z, y, temperature=0.5).item())
-    same_value(
+    assert_same_value(asymmetric_supcon(3 * z, y, temperature=4.5), asymmetric_supcon(z, y, temperature=0.5).item())
+    assert_same_value(
         relation_distillation(3 * z, 2 * z_teacher, temperature=1.8, teacher_temperature=0.4),
         relation_distillation(z, z_teacher, temperature=0.2, teacher_temperature=0.1).item(),
     )
@@ -926,24 +928,24 @@ def test_rotation_of_embeddings_does_not_matter():
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
     other = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
     z, z_teacher, y = units(4, 2, 4), units(4, 2, 4), torch.tensor([0, 1, 0, 2])
-    same_value(asymmetric_supcon(z @ turn, y), asymmetric_supcon(z, y).item())
+    assert_same_value(asymmetric_supcon(z @ turn, y), asymmetric_supcon(z, y).item())
     # Relations are compared, not embeddings: student and teacher may turn apart.
-    same_value(relation_distillation(z @ turn, z_teacher @ other), relation_distillation(z, z_teacher).item())
+    assert_same_value(relation_distillation(z @ turn, z_teacher @ other), relation_distillation(z, z_teacher).item())
 
 
 def test_a_shift_of_all_logits_of_a_group_does_not_matter():
     logits, teacher = torch.randn(2, 6, 5, dtype=torch.float64)
     groups, y = torch.tensor([0, 1, 1, -1, 0]), torch.tensor([0, 1, 2, 4, 1, 0])
     shift = torch.tensor([5.0, -40.0, 3.0])[groups]  # one number per group, -1 included
-    same_value(separated_softmax(logits + shift, y, groups), separated_softmax(logits, y, groups).item())
+    assert_same_value(separated_softmax(logits + shift, y, groups), separated_softmax(logits, y, groups).item())
     expected = taskwise_distillation(logits, teacher, groups).item()
-    same_value(taskwise_distillation(logits + shift, teacher - 2 * shift, groups), expected)
+    assert_same_value(taskwise_distillation(logits + shift, teacher - 2 * shift, groups), expected)
 
 
 def test_logits_and_temperature_scale_together_up_to_t_squared():
     logits, teacher, tasks = torch.randn(4, 5).double(), torch.randn(4, 5).double(), torch.tensor([0, 1, 1, 0, 1])
     value = taskwise_distillation(3 * logits, 3 * teacher, tasks, temperature=6.0)
-    same_value(value, 9 * taskwise_distillation(logits, teacher, tasks, temperature=2.0).item())
+    assert_same_value(value, 9 * taskwise_distillation(logits, teacher, tasks, temperature=2.0).item())
 
 
 def test_tasks_add_up():
@@ -957,7 +959,7 @@ def test_tasks_add_up():
 def test_one_group_is_plain_cross_entropy():
     logits, y = torch.randn(6, 5), torch.tensor([0, 4, 1, 2, 3, 3])
     value = separated_softmax(logits, y, torch.full((5,), 7))
-    same_value(value, F.cross_entropy(logits, y).item(), rel=1e-6)
+    assert_same_value(value, F.cross_entropy(logits, y).item(), rel=1e-6)
 
 
 def test_one_task_is_global_distillation():
@@ -966,7 +968,7 @@ def test_one_task_is_global_distillation():
         (logits[:, :4] / 3).log_softmax(1), (teacher / 3).log_softmax(1), reduction="batchmean", log_target=True
     )
     value = taskwise_distillation(logits, teacher, torch.zeros(4, dtype=torch.long), temperature=3.0)
-    same_value(value, expected.item(), rel=1e-5)
+    assert_same_value(value, expected.item(), rel=1e-5)
 
 
 def test_inputs_are_left_alone():
