@@ -1,10 +1,18 @@
-"""Co2L, SS-IL and CSD for Avalanche: losses, plugins and strategies."""
+"""Co2L, SS-IL and CSD for Avalanche: losses, plugins and strategies.
+
+The names are loaded when first used, so that ``avalanche_contrastive.losses`` costs no import of Avalanche.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.data import BatchAugmentation, TwoViews
-from avalanche_contrastive.models import ContrastiveModel
-from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, SSILPlugin
-from avalanche_contrastive.strategies import CSD, SSIL, Co2L
+
+if TYPE_CHECKING:
+    from avalanche_contrastive.data import BatchAugmentation, TwoViews
+    from avalanche_contrastive.models import ContrastiveModel
+    from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, SSILPlugin
+    from avalanche_contrastive.strategies import CSD, SSIL, Co2L
 
 __all__ = [
     "CSD",
@@ -18,3 +26,21 @@ __all__ = [
     "TwoViews",
     "__version__",
 ]
+
+_HOMES = {
+    "data": ("BatchAugmentation", "TwoViews"),
+    "models": ("ContrastiveModel",),
+    "plugins": ("CSDPlugin", "Co2LPlugin", "SSILPlugin"),
+    "strategies": ("CSD", "Co2L", "SSIL"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -54,19 +54,25 @@ def asymmetric_supcon(
 
     Returns:
         Scalar; zero, with a gradient path, for a batch without an anchor.
+
+    Raises:
+        ValueError: z is not (B, V, D) with V >= 2, y not (B,) integers, is_anchor not (B,) bool, a temperature not
+            > 0, or an unknown reduction.
     """
     name = "asymmetric_supcon"
     z = _check_embeddings(name, "z", z, views=2)
     b, v, _ = z.shape
     y = _check_labels(name, y, b)
-    check_positive(name, temperature=temperature, base_temperature=base_temperature)
+    check_positive(name, temperature=temperature)
+    if base_temperature is not None:
+        check_positive(name, base_temperature=base_temperature)
     check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
     if is_anchor is None:
         is_anchor = torch.ones(b, dtype=torch.bool, device=z.device)
-    elif is_anchor.dtype != torch.bool or is_anchor.shape != (b,):
+    elif not isinstance(is_anchor, Tensor) or is_anchor.dtype != torch.bool or is_anchor.shape != (b,):
         raise ValueError(
-            f"{name}: is_anchor must be bool of shape ({b},), one entry per image, got {is_anchor.dtype} of shape "
-            f"{tuple(is_anchor.shape)}. Entries per view (B * V) are not needed."
+            f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {_came(is_anchor)}. "
+            "Entries per view (B * V) are not needed."
         )
 
     with _full_precision(z):
@@ -110,6 +116,9 @@ def relation_distillation(
 
     Returns:
         Scalar, the mean over the B * V views; zero, with a gradient path, where there is a single view in all.
+
+    Raises:
+        ValueError: z or z_teacher is not (B, V, D), they differ in B or V, or a temperature is not > 0.
     """
     name = "relation_distillation"
     z = _check_embeddings(name, "z", z)
@@ -132,8 +141,8 @@ def relation_distillation(
 def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
     r"""Cross-entropy in which a sample's softmax runs over the classes of its own group only.
 
-    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the loss CE-SS: with the groups "old" and "new", a new sample never
-    pushes an old class's logit down, nor a replayed one a new class's::
+    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the equation of L_CE-SS: with the groups "old" and "new", a new sample
+    never pushes an old class's logit down, nor a replayed one a new class's::
 
         loss = mean over b of  log sum_{c: group(c) = group(y_b)} exp(logits_bc)  -  logits_b,y_b
 
@@ -144,6 +153,9 @@ def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
 
     Returns:
         Scalar, the mean over all B samples, whatever their group (as the authors' code).
+
+    Raises:
+        ValueError: a wrong shape or type, a label outside [0, K), or a label whose class has no group.
     """
     name = "separated_softmax"
     _check_shape(name, "logits", logits, 2, "(B, K)")
@@ -172,7 +184,7 @@ def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
 def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor, *, temperature: float = 2.0) -> Tensor:
     r"""Knowledge distillation with a softmax of its own for the classes of each past task.
 
-    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the loss TKD, times T^2 as in the authors' code::
+    SS-IL (Ahn et al. 2021, arXiv:2003.13947), the equation of L_TKD, times T^2 as in the authors' code::
 
         loss = T^2 * sum over tasks s of  mean over b of  KL( p_s(teacher_b) || p_s(student_b) )
 
@@ -187,6 +199,9 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
 
     Returns:
         Scalar; zero, with a gradient path, where no class takes part.
+
+    Raises:
+        ValueError: a wrong shape or type, a teacher wider than the student, or a temperature not > 0.
     """
     name = "taskwise_distillation"
     _check_shape(name, "logits", logits, 2, "(B, K)")
@@ -243,14 +258,18 @@ def contrastive_distillation(
 
     Returns:
         Scalar; zero, with a gradient path, for the paper's form of a single image, which has nothing to contrast.
+
+    Raises:
+        ValueError: a wrong shape or type, features of unequal shapes, a temperature not > 0, or an unknown form.
     """
     name = "contrastive_distillation"
     _check_shape(name, "features", features, 2, "(B, D)")
     y = _check_labels(name, y, len(features))
-    if teacher_features.shape != features.shape:
+    if not isinstance(teacher_features, Tensor) or teacher_features.shape != features.shape:
+        came = tuple(teacher_features.shape) if isinstance(teacher_features, Tensor) else type(teacher_features)
         raise ValueError(
-            f"{name}: teacher_features must have the shape of features, {tuple(features.shape)}, got "
-            f"{tuple(teacher_features.shape)}. Are both taken from the same layer and the same batch?"
+            f"{name}: teacher_features must have the shape of features, {tuple(features.shape)}, got {came}. Are both "
+            "taken from the same layer and the same batch?"
         )
     check_positive(name, temperature=temperature)
     check_choice(name, "form", form, ("authors", "paper"))
@@ -277,8 +296,8 @@ def contrastive_distillation(
 def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> Tensor:
     r"""Triplet loss of each sample with its farthest positive and its nearest negative in the batch.
 
-    The second plasticity term of CSD (arXiv:2205.05476, Eq. 4), as in the authors' code: distances of unit features
-    choose the triplet, cosine similarities s enter the loss::
+    The second plasticity term of CSD (arXiv:2205.05476, L_triplet among Eq. 2 to 8), as in the authors' code:
+    distances of unit features choose the triplet, cosine similarities s enter the loss::
 
         loss = mean over the non-zero terms of  max(0, s(i, nearest negative) - s(i, farthest positive) + margin)
 
@@ -289,12 +308,14 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
 
     Returns:
         Scalar; zero, with a gradient path, where no sample has both a positive and a negative.
+
+    Raises:
+        ValueError: a wrong shape or type, or a margin below 0.
     """
     name = "batch_hard_triplet"
     _check_shape(name, "features", features, 2, "(B, D)")
     y = _check_labels(name, y, len(features))
-    if not 0 <= margin < float("inf"):
-        raise ValueError(f"{name}: margin must be a finite number >= 0, got {margin}.")
+    check_weight(name, margin=margin)
 
     with _full_precision(features):
         unit = _unit_rows(_float32(features))
@@ -343,54 +364,78 @@ def _float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _came(x: object) -> str:
+    """What was given, for an error."""
+    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
 def _check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
-    if x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
+    if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
         raise ValueError(
-            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {x.dtype} of "
-            f"shape {tuple(x.shape)}. Is it the model's output for the batch?"
+            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {_came(x)}. "
+            "Is it the model's output for the batch?"
         )
 
 
 def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
-    if z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
+    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
+        came = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
             f"{name}: {argument} must be floating-point of shape (B, V, D) with B >= 1 and V >= {views}, got "
-            f"{tuple(z.shape)} of {z.dtype}. Is the training transform wrapped in TwoViews, or an augmentation given "
+            f"{came}. Is the training transform wrapped in TwoViews, or an augmentation given "
             "to Co2L?"
         )
     return z
 
 
 def _check_labels(name: str, y: Tensor, b: int) -> Tensor:
-    if y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
+    if not isinstance(y, Tensor) or y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
-            f"{name}: y must be integer class ids of shape ({b},), one per image, got {y.dtype} of shape "
-            f"{tuple(y.shape)}. Were labels one-hot, or given once per view?"
+            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {_came(y)}. "
+            "Were labels one-hot, or given once per view?"
         )
     return y.long()
 
 
 def _check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
-    if ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
+    if not isinstance(ids, Tensor) or ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
-            f"{name}: {argument} must be integers of shape ({k},), one per class (-1: takes no part), got {ids.dtype} "
-            f"of shape {tuple(ids.shape)}. Has the classifier grown since they were made?"
+            f"{name}: {argument} must be integers of shape ({k},), a tensor, one per class (-1: takes no part), got "
+            f"{_came(ids)}. Has the classifier grown since they were made?"
         )
     return ids.long()
 
 
-def check_positive(name: str, **values: float | None) -> None:
-    """Refuse values that are not finite and > 0; None passes."""
+def check_positive(name: str, **values: float) -> None:
+    """Refuse values that are not finite numbers > 0."""
     for argument, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {argument} must be a finite number > 0, got {value}.")
+        if not _is_number(value) or not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {argument} must be a finite number > 0, got {value!r}.")
 
 
 def check_weight(name: str, **values: float) -> None:
-    """Refuse values that are not finite and >= 0."""
+    """Refuse values that are not finite numbers >= 0."""
     for argument, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value}.")
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value!r}.")
+
+
+def check_count(name: str, minimum: int, **values: int) -> None:
+    """Refuse values that are not whole numbers >= minimum."""
+    for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name}: {argument} must be a whole number >= {minimum}, got {value!r}.")
+
+
+def check_flag(name: str, **values: bool) -> None:
+    """Refuse values that are not True or False."""
+    for argument, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: {argument} must be True or False, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:

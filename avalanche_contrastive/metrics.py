@@ -39,11 +39,11 @@ def recall_at_k(features: Tensor, y: Tensor, k: int = 1) -> float:
 
 
 def _recall_at(features: Tensor, y: Tensor, ks: tuple[int, ...]) -> dict[int, float]:
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(
-            f"recall_at_k: features must be a floating-point tensor (N, D), got {features.dtype} of shape "
-            f"{tuple(features.shape)}."
-        )
+    if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
+        came = f"{features.dtype} of shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features)
+        raise ValueError(f"recall_at_k: features must be a floating-point tensor (N, D), got {came}.")
+    if not isinstance(y, Tensor):
+        raise ValueError(f"recall_at_k: y must be an integer tensor of class ids, got {type(y).__name__}.")
     if y.shape != (len(features),) or y.is_floating_point():
         raise ValueError(
             f"recall_at_k: y must be integer class ids of shape ({len(features)},), got {y.dtype} of shape "
@@ -128,7 +128,7 @@ class RetrievalMetric(PluginMetric[dict[int, float]]):
 
     def after_eval_forward(self, strategy: Any) -> None:
         """Take the batch's features."""
-        features = self.capture.take().detach()
+        features = self.capture.take(strategy.mb_output).detach()
         if len(features) != len(strategy.mb_y):
             raise ValueError(
                 f"retrieval_metrics: {len(features)} features for {len(strategy.mb_y)} images. Does the model split "

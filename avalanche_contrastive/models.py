@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, NCMClassifier
+from avalanche.models import FeatureExtractorBackbone, IncrementalClassifier, MultiHeadClassifier, NCMClassifier
+from avalanche.models.cosine_layer import CosineIncrementalClassifier, CosineLinear
 from avalanche.models.dynamic_modules import DynamicModule
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+
+from avalanche_contrastive.losses import check_count
 
 __all__ = ["ContrastiveModel", "FeatureCapture", "ReadOut", "fit_linear", "fit_nearest_mean", "frozen_copy"]
 
@@ -34,8 +37,8 @@ class ContrastiveModel(nn.Module):
         feature_size: width of the encoder's output.
         projection_size: width of the projection (the paper's 128).
         hidden_size: width of the projection head's hidden layer; None: feature_size, as the authors'.
-        sample_ndim: axes of one input without batch and view axes; None reads it off the batch: an even number of
-            axes (vectors (B, F), images (B, C, H, W)) has no views, an odd number has.
+        sample_ndim: axes of one input without batch and view axes; None means vectors or images: a batch of 2 or 4
+            axes has no views, one of 3 or 5 has. Set it for anything else (2 for sequences (T, F)).
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class ContrastiveModel(nn.Module):
         sample_ndim: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("feature_size", feature_size), ("projection_size", projection_size)):
-            if size < 1:
-                raise ValueError(f"ContrastiveModel: {name} must be >= 1, got {size}.")
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"ContrastiveModel: encoder must be a torch module, got {type(encoder).__name__}.")
         hidden = feature_size if hidden_size is None else hidden_size
+        check_count(
+            "ContrastiveModel", 1, feature_size=feature_size, projection_size=projection_size, hidden_size=hidden
+        )
         self.encoder = encoder
         self.feature_size = feature_size
         self.sample_ndim = sample_ndim
@@ -61,7 +66,12 @@ class ContrastiveModel(nn.Module):
     def has_views(self, x: Tensor) -> bool:
         """Whether a batch carries a view axis after its batch axis."""
         if self.sample_ndim is None:
-            return x.ndim % 2 == 1
+            if not 2 <= x.ndim <= 5:
+                raise ValueError(
+                    "ContrastiveModel: a batch is (B, F) or (B, C, H, W), or with views (B, V, F) or (B, V, C, H, W); "
+                    f"got shape {tuple(x.shape)}. Name the axes of other inputs: sample_ndim=."
+                )
+            return x.ndim in (3, 5)
         if x.ndim not in (self.sample_ndim + 1, self.sample_ndim + 2):
             raise ValueError(
                 f"ContrastiveModel: with sample_ndim={self.sample_ndim} a batch has {self.sample_ndim + 1} axes, or "
@@ -154,7 +164,7 @@ class ReadOut(DynamicModule):
         # A fresh model has no classes yet: take the width that was saved.
         for name in ("weight", "bias", "fitted"):
             if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.weight.device))
+                setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -261,8 +271,11 @@ def own_seed(*counters: int) -> int:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without PyTorch's data-parallel wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    """The model itself, without the wrappers of data-parallel training or ``torch.compile``."""
+    if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+        return unwrapped(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval") -> nn.Module:
@@ -276,6 +289,9 @@ def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval
     teacher = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
     for parameter in teacher.parameters():
         parameter.grad = None
+    for module in teacher.modules():
+        if isinstance(module, FeatureExtractorBackbone):
+            _rehook(module)
     if batchnorm == "train":
         for module in teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -283,7 +299,24 @@ def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval
     return teacher
 
 
-_CLASSIFIERS = (nn.Linear, IncrementalClassifier, MultiHeadClassifier, NCMClassifier, ReadOut)
+_CLASSIFIERS = (
+    nn.Linear,
+    IncrementalClassifier,
+    MultiHeadClassifier,
+    NCMClassifier,
+    CosineIncrementalClassifier,
+    CosineLinear,
+    ReadOut,
+)
+
+
+def _rehook(backbone: FeatureExtractorBackbone) -> None:
+    """Let a copied backbone listen to itself: its hook is a closure, which a deep copy leaves on the original."""
+    layer = dict(backbone.model.named_modules())[backbone.output_layer_name]
+    for key, hook in list(layer._forward_hooks.items()):
+        if getattr(hook, "__qualname__", "").startswith("FeatureExtractorBackbone."):
+            del layer._forward_hooks[key]
+    backbone.add_hooks(backbone.model)
 
 
 class _Tap:
@@ -291,6 +324,7 @@ class _Tap:
 
     def __init__(self) -> None:
         self.value: Any = None
+        self.output: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tap":
         return _Tap()
@@ -299,7 +333,10 @@ class _Tap:
         self.value = args[0] if args else next(iter(kwargs.values()))
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.value = output
+        self.value = self.output = output
+
+    def read_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.output = output
 
 
 class FeatureCapture:
@@ -314,6 +351,8 @@ class FeatureCapture:
     """
 
     def __init__(self, layer: str | None = None) -> None:
+        if layer is not None and not isinstance(layer, str):
+            raise TypeError(f"a feature layer is given by its name (a string), got {type(layer).__name__}.")
         self.layer = layer
         self._tap = _Tap()
         self._handles: list[Any] = []
@@ -333,19 +372,30 @@ class FeatureCapture:
                 )
             self._handles = [named[self.layer].register_forward_hook(self._tap.read_output)]
             return
-        self._handles = [
-            module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True) for module in _classifiers(model)
-        ]
+        for module in _classifiers(model):
+            self._handles.append(module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._tap.read_head))
         if not self._handles:
             raise ValueError(
                 f"{type(model).__name__} has no classifier layer (nn.Linear or one of Avalanche's heads) to take "
                 "features from. Name the layer that gives the features instead."
             )
 
-    def take(self) -> Tensor:
-        """The features of the pass since ``attach``, (B, D); the hooks are gone afterwards."""
-        value = self._tap.value
+    def take(self, logits: Any) -> Tensor:
+        """The features of the pass since ``attach``, (B, D); the hooks are gone afterwards.
+
+        Args:
+            logits: what the model gave, (B, K). A classifier layer of another width was not its last.
+        """
+        value, head = self._tap.value, self._tap.output
         self.detach()
+        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor)
+        if self.layer is None and tensors and head.shape[-1] != logits.shape[-1]:
+            raise ValueError(
+                f"the last classifier layer that ran gives {head.shape[-1]} outputs, but the model gives "
+                f"{logits.shape[-1]}: what the model ends in is no nn.Linear nor a head of Avalanche's. Name the "
+                "layer whose output is the feature (feature_layer= of CSD, layer= of retrieval_metrics)."
+            )
         if not isinstance(value, Tensor):
             where = "the last classifier layer" if self.layer is None else f"layer {self.layer!r}"
             came = "nothing" if value is None else type(value).__name__

@@ -32,6 +32,8 @@ class _MethodStrategy(SupervisedTemplate):
     def __init__(self, *, method: MethodPlugin, criterion: Any, plugins: Sequence[Any] | None, **template: Any) -> None:
         if criterion is None:
             criterion = nn.CrossEntropyLoss()
+        if plugins is not None and not isinstance(plugins, Sequence):
+            raise TypeError(f"{type(self).__name__}: plugins must be a list of plugins, got {type(plugins).__name__}.")
         super().__init__(criterion=criterion, plugins=[method, *(plugins or [])], **template)
         self.method = method
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.models import MTSimpleMLP
 from avalanche.training import Naive
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from conftest import Images, digits, make_benchmark, make_encoder
@@ -113,9 +114,27 @@ BAD = {
     "unknown cross-entropy": (lambda: CSDPlugin(ce="old"), ValueError, "ce must be one of.*got 'old'"),
     "unknown form": (lambda: CSDPlugin(form="official"), ValueError, "form must be one of.*got 'official'"),
     "unknown teacher mode": (lambda: SSILPlugin(teacher_mode="ema"), ValueError, "teacher_mode.*got 'ema'"),
-    "one view": (lambda: Co2LPlugin(augmentation=AUGMENT, views=1), ValueError, "views must be >= 2, got 1"),
+    "one view": (lambda: Co2LPlugin(augmentation=AUGMENT, views=1), ValueError, "views must be.*>= 2, got 1"),
     "an augmentation that cannot be called": (lambda: Co2LPlugin(augmentation=3), TypeError, "callable, got int"),
-    "zero epochs for the read-out": (lambda: Co2LPlugin(readout_epochs=0), ValueError, "readout_epochs.*> 0, got 0"),
+    "zero epochs for the read-out": (lambda: Co2LPlugin(readout_epochs=0), ValueError, "readout_epochs.*>= 1, got 0"),
+    "no temperature": (lambda: Co2LPlugin(temperature=None), ValueError, "temperature must be.*> 0, got None"),
+    "a temperature in words": (lambda: SSILPlugin(temperature="2"), ValueError, "temperature must be.*got '2'"),
+    "no weight": (lambda: CSDPlugin(weight=None), ValueError, "weight must be.*>= 0, got None"),
+    "a fraction of a view": (lambda: Co2LPlugin(views=2.5), ValueError, "views must be a whole number.*got 2.5"),
+    "a flag in words": (lambda: SSILPlugin(separated="no"), ValueError, "separated must be True or False, got 'no'"),
+    "no rows per step": (lambda: SSILPlugin(batch_size_mem=None), ValueError, "batch_size_mem.*>= 1, got None"),
+    "an augmentation's class": (
+        lambda: Co2LPlugin(augmentation=BatchAugmentation),
+        TypeError,
+        "got BatchAugmentation itself",
+    ),
+    "a layer for a layer's name": (lambda: CSDPlugin(feature_layer=nn.Linear(2, 2)), TypeError, "name.*got Linear"),
+    "a name for an encoder": (lambda: ContrastiveModel("resnet18", 512), TypeError, "torch module, got str"),
+    "a plugin for a list of plugins": (
+        lambda: strategy(SSIL, classifier(), plugins=CSDPlugin()),
+        TypeError,
+        "list of plugins, got CSDPlugin",
+    ),
     "unknown plugin argument": (lambda: SSILPlugin(memory=3), TypeError, "unexpected keyword argument 'memory'"),
     "unknown strategy argument": (lambda: strategy(SSIL, classifier(), memory=3), TypeError, "unexpected.*memory"),
     "a memory for CSD": (lambda: strategy(CSD, classifier(), mem_size=3), TypeError, "unexpected.*mem_size"),
@@ -126,7 +145,11 @@ BAD = {
     ),
     "TwoViews of one view": (lambda: TwoViews(torch.clone, views=1), ValueError, "views must be >= 2, got 1"),
     "TwoViews of nothing": (lambda: TwoViews(None), TypeError, "callable, got NoneType"),
-    "feature size zero": (lambda: ContrastiveModel(make_encoder(), 0), ValueError, "feature_size must be >= 1, got 0"),
+    "feature size zero": (
+        lambda: ContrastiveModel(make_encoder(), 0),
+        ValueError,
+        "feature_size must be a whole number >= 1, got 0",
+    ),
     # models
     "a plain classifier for Co2L": (
         lambda: train(classifier(), Co2LPlugin(augmentation=AUGMENT)),
@@ -215,12 +238,64 @@ BAD = {
         ValueError,
         "SSILPlugin is a whole method.*CSDPlugin",
     ),
+    "a plugin used a second time": (
+        lambda: _twice(SSILPlugin(mem_size=5)),
+        ValueError,
+        "already been trained through 1 experiences.*new plugin for each run",
+    ),
+    "a memory that is not empty": (
+        lambda: train(classifier(), SSILPlugin(mem_size=5, storage_policy=_filled(5))),
+        ValueError,
+        "holds 5 samples before the first experience",
+    ),
+    "views made twice": (
+        lambda: train(contrastive(), Co2LPlugin(augmentation=AUGMENT), make_benchmark(transform=TwoViews(torch.clone))),
+        ValueError,
+        r"without views.*got \(10, 2, 1, 8, 8\).*Leave one out",
+    ),
+    "samples of two axes without a word": (
+        lambda: train(contrastive(), Co2LPlugin(), make_benchmark(transform=lambda x: x[0])),
+        ValueError,
+        r"\(B, V, C, H, W\).*got \(10, 8, 8\).*sample_ndim",
+    ),
+    "a head per task": (
+        lambda: train(MTSimpleMLP(input_size=64), SSILPlugin(), make_benchmark("C")),
+        ValueError,
+        "a head per task.*MTSimpleMLP.*one head",
+    ),
+    "Co2L's model for SS-IL": (
+        lambda: train(contrastive(), SSILPlugin()),
+        ValueError,
+        "ContrastiveModel gives projections.*Use a classifier",
+    ),
+    "a last layer that is no classifier (CSD)": (
+        lambda: train(_conv_head(), CSDPlugin()),
+        ValueError,
+        "gives 64 outputs, but the model gives 10.*feature_layer",
+    ),
     # metrics
     "recall at no K": (lambda: retrieval_metrics(ks=()), ValueError, r"ks must be.*>= 1, got \(\)"),
     "a number for ks": (lambda: retrieval_metrics(ks=1), ValueError, "ks must be a sequence.*got 1"),
     "no level": (lambda: retrieval_metrics(experience=False, stream=False), ValueError, "both False"),
     "recall at K zero": (lambda: RetrievalMetric((0,), "stream"), ValueError, "ks must be.*>= 1, got 0"),
 }
+
+
+def _twice(plugin):
+    train(classifier(), plugin)
+    train(classifier(), plugin)
+
+
+def _filled(size):
+    buffer = ReservoirSamplingBuffer(size)
+    buffer.update_from_dataset(make_benchmark().train_stream[0].dataset)
+    return buffer
+
+
+def _conv_head():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.Unflatten(1, (64, 1, 1)), nn.Conv2d(64, 10, 1), nn.Flatten()
+    )
 
 
 def _forgetful(plugin):

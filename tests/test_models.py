@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.models import IncrementalClassifier, MTSimpleMLP, NCMClassifier, SimpleMLP
+from avalanche.models import FeatureExtractorBackbone, IncrementalClassifier, MTSimpleMLP, NCMClassifier, SimpleMLP
+from avalanche.models.cosine_layer import CosineIncrementalClassifier
 from conftest import make_benchmark, make_encoder
 from torch import nn
 
@@ -19,6 +20,7 @@ from avalanche_contrastive.models import (
     fit_nearest_mean,
     frozen_copy,
     own_random_state,
+    unwrapped,
 )
 
 
@@ -183,7 +185,7 @@ def test_features_are_what_enters_the_last_classifier_layer(net, expected):
     capture, x = FeatureCapture(), torch.randn(5, 4)
     capture.attach(net)
     net(x)
-    assert torch.equal(capture.take(), expected(net, x))
+    assert torch.equal(capture.take(None), expected(net, x))
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
 
 
@@ -192,26 +194,26 @@ def test_features_of_avalanches_models():
     mlp = SimpleMLP(num_classes=10).eval()
     with capture.listening(mlp):
         mlp(x)
-    assert torch.equal(capture.take(), mlp.features(x.flatten(1)))
+    assert torch.equal(capture.take(None), mlp.features(x.flatten(1)))
     heads = MTSimpleMLP().eval()
     for experience in make_benchmark("C").train_stream[:1]:
         heads.classifier.train().adaptation(experience)
     with capture.listening(heads):
         heads(x, torch.zeros(4, dtype=torch.long))
-    assert capture.take().shape == (4, 512)
+    assert capture.take(None).shape == (4, 512)
     ncm = NCMClassifier()
     ncm.update_class_means_dict({0: torch.randn(6)})
     net = nn.Sequential(nn.Linear(4, 6), ncm)
     with capture.listening(net):
         net(torch.randn(3, 4))
-    assert capture.take().shape == (3, 6)
+    assert capture.take(None).shape == (3, 6)
 
 
 def test_features_keep_their_gradient():
     net, capture = HeadFirst(), FeatureCapture()
     capture.attach(net)
     net(torch.randn(2, 4))
-    capture.take().sum().backward()
+    capture.take(None).sum().backward()
     assert net.body.weight.grad is not None
 
 
@@ -229,10 +231,62 @@ def test_a_layer_that_does_not_run_is_an_error():
     capture.attach(net)
     net(torch.zeros(1))
     with pytest.raises(ValueError, match=r"layer 'unused' must be a tensor, got nothing.*skip"):
-        capture.take()
+        capture.take(None)
+
+
+def test_a_layer_that_is_not_the_models_last_is_refused():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 3, 1), nn.Flatten())
+    capture = FeatureCapture()
+    capture.attach(net)
+    logits = net(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="gives 6 outputs, but the model gives 3"):
+        capture.take(logits)
+
+
+def test_features_of_avalanches_cosine_head():
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6)), CosineIncrementalClassifier(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    net, x, capture = Cosine(), torch.randn(5, 4), FeatureCapture()
+    capture.attach(net)
+    logits = net(x)
+    assert torch.equal(capture.take(logits), net.body(x))
 
 
 # ---- frozen copies and random states
+
+
+def test_a_copied_feature_extractor_listens_to_itself():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
+    backbone = FeatureExtractorBackbone(net, "1")
+    student = ContrastiveModel(backbone, 16, 8)
+    first, second = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    student.project(first)
+    before = backbone.output
+    teacher = frozen_copy(student)
+    torch.testing.assert_close(teacher.project(second), student.project(second))
+    student.project(first)
+    assert not torch.equal(teacher.project(second), teacher.project(first))
+    assert torch.equal(backbone.output, before)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_models_are_unwrapped(wrap):
+    m = model()
+    assert unwrapped(wrap(m)) is m
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_state_dict_takes_the_models_precision(dtype):
+    trained, other = model(), model().to(dtype)
+    trained.readout.fit(torch.arange(3), torch.randn(3, 16), torch.randn(3), unit=False)
+    other.load_state_dict(trained.state_dict())
+    assert other.eval()(torch.rand(2, 1, 8, 8, dtype=dtype)).dtype == dtype
 
 
 def test_a_frozen_copy_shares_nothing():

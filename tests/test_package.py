@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ ALLOWED = {
     "_version": set(),
     "losses": set(),
     "data": set(),
-    "models": set(),
+    "models": {"losses"},
     "metrics": {"models"},
     "plugins": {"losses", "models", "data", "plugins"},
     "strategies": {"plugins"},
@@ -43,6 +45,17 @@ def test_imports_run_one_way(path):
 def test_losses_need_torch_only():
     roots = {module.split(".")[0] for module in imports_of(ROOT / "losses.py")}
     assert roots <= {"torch", "typing", "math"}
+
+
+def test_a_loss_costs_no_import_of_avalanche():
+    code = "import sys, avalanche_contrastive.losses; sys.exit('avalanche' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Co3L'"):
+        _ = avalanche_contrastive.Co3L
+    assert set(avalanche_contrastive.__all__) <= set(dir(avalanche_contrastive))
 
 
 @pytest.mark.parametrize("module", [avalanche_contrastive, losses, metrics], ids=lambda m: m.__name__)

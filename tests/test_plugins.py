@@ -180,6 +180,63 @@ def test_either_order_of_the_list_trains_the_same(method, partner):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_either_order_beside_a_plugin_that_edits_the_batch(method):
+    class Repeat(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            strategy.mbatch = [torch.cat([part, part[:2]]) for part in strategy.mbatch]
+
+    finals = []
+    for flip in (False, True):
+        torch.manual_seed(0)
+        model, pair = make_model(method), [make_plugin(method), Repeat()]
+        strategy = naive(model, pair[::-1] if flip else pair)
+        for experience in make_benchmark().train_stream[:2]:
+            strategy.train(experience)
+        finals.append(weights(model))
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_either_order_beside_a_plugin_that_moves_batch_norm_at_the_end(method):
+    class Shake(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            with torch.no_grad():
+                for module in strategy.model.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.running_mean += 0.1
+
+    finals = []
+    for flip in (False, True):
+        torch.manual_seed(0)
+        model, pair = make_model(method), [make_plugin(method), Shake()]
+        strategy = naive(model, pair[::-1] if flip else pair)
+        for experience in make_benchmark().train_stream[:3]:
+            strategy.train(experience)
+        finals.append(weights(model))
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_evaluation_by_another_plugin_after_a_step(method):
+    benchmark = make_benchmark()
+
+    class Evaluate(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            strategy.eval(benchmark.test_stream[:1])
+
+    strategy = naive(make_model(method), [Evaluate(), make_plugin(method)])
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+
+
+def test_the_read_out_knows_the_classes_of_an_experience_without_a_step():
+    model = make_model("co2l")
+    strategy = naive(model, [make_plugin("co2l")], train_mb_size=100)
+    strategy.train(make_benchmark().train_stream[:2], drop_last=True)
+    assert sorted(model.readout.fitted.nonzero()[:, 0].tolist()) == sorted(ORDER[:4])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_penalties_of_other_plugins_stay(method):
     class Penalty(SupervisedPlugin):
         def before_backward(self, strategy, **kwargs):
@@ -305,7 +362,7 @@ def test_capture_on_a_copy_never_writes_into_the_student():
     model(x)
     copied = copy.deepcopy(model)  # while the hooks are on
     copied(torch.rand(7, 1, 8, 8))
-    assert len(capture.take()) == len(x)
+    assert len(capture.take(None)) == len(x)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
@@ -479,7 +536,7 @@ def test_csd_takes_the_input_of_the_last_classifier_layer():
     model.eval()
     with capture.listening(model):
         model(x)
-    assert torch.equal(capture.take(), model.encoder(x))
+    assert torch.equal(capture.take(None), model.encoder(x))
 
 
 def test_csd_takes_the_output_of_a_named_layer():
@@ -487,7 +544,7 @@ def test_csd_takes_the_output_of_a_named_layer():
     capture = CSDPlugin(feature_layer="encoder.1").capture
     with capture.listening(model):
         model(torch.rand(3, 1, 8, 8))
-    assert capture.take().shape == (3, 16 * 64)
+    assert capture.take(None).shape == (3, 16 * 64)
 
 
 def test_csd_every_weight_is_used():

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import torch
 from avalanche.models import avalanche_forward
+from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_contrastive.losses import check_choice
-from avalanche_contrastive.models import frozen_copy
+from avalanche_contrastive.models import ContrastiveModel, frozen_copy, unwrapped
 
 __all__ = ["MethodPlugin"]
 
@@ -57,19 +58,34 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
                 f"{type(others[0]).__name__}. Use one of them; penalties of other plugins may stand beside it. "
                 "(The strategies Co2L, SSIL and CSD bring their plugin themselves.)"
             )
+        if self.ledger and strategy.clock.train_exp_counter == 0:
+            raise ValueError(
+                f"{type(self).__name__} has already been trained through {len(self.ledger)} experiences, but this "
+                "strategy starts at its first: teacher, classes and memory of the other run would leak into it. Make "
+                "a new plugin for each run."
+            )
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """The teacher is the model as the last experience left it, whatever other plugins did to it at its end."""
+        if self.teacher is not None:
+            self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Note the classes of the experience and move the teacher to the strategy's device."""
+        """Note the classes of the experience; refuse what the method has no meaning for."""
         classes = getattr(strategy.experience, "classes_in_this_experience", None)
         if not classes:
             raise ValueError(
                 f"{type(self).__name__} needs the class ids of each experience, but this stream's experiences have "
                 "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
-                "avalanche.benchmarks.with_classes_timeline(benchmark)."
+                "avalanche.benchmarks.with_classes_timeline(benchmark). Is it an online stream? Make it with "
+                "access_task_boundaries=True."
+            )
+        if is_multi_task_module(strategy.model):
+            raise ValueError(
+                f"{type(self).__name__} does not train models with a head per task ({type(strategy.model).__name__}): "
+                "its teacher has no head for a new task. Use one head for all classes."
             )
         self._current = sorted(int(c) for c in classes)
-        if self.teacher is not None:
-            self.teacher.to(strategy.device)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the objective in the criterion's place, for one call."""
@@ -120,13 +136,19 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             index[classes] = number
         return index
 
-    def check_logits(self, output: Any) -> Tensor:
+    def check_logits(self, strategy: Any) -> Tensor:
         """The model's output as logits (B, K), or an error."""
+        output = strategy.mb_output
         if not isinstance(output, Tensor) or output.ndim != 2:
             came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"{type(self).__name__}: the model must give class logits (B, K) in training, got {came}. "
                 "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output?"
+            )
+        if isinstance(unwrapped(strategy.model), ContrastiveModel):
+            raise ValueError(
+                f"{type(self).__name__}: a ContrastiveModel gives projections in training, not class logits; it is "
+                "Co2L's. Use a classifier."
             )
         return output
 

@@ -14,6 +14,8 @@ from avalanche_contrastive.data import stack_views
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     check_choice,
+    check_count,
+    check_flag,
     check_positive,
     check_weight,
     relation_distillation,
@@ -90,14 +92,19 @@ class Co2LPlugin(ReplayMethodPlugin):
             mem_size=mem_size, batch_size_mem=batch_size_mem, storage_policy=storage_policy, teacher_mode=teacher_mode
         )
         name = "Co2LPlugin"
-        if augmentation is not None and not callable(augmentation):
-            raise TypeError(f"{name}: augmentation must be callable, got {type(augmentation).__name__}.")
-        if views < 2:
-            raise ValueError(f"{name}: views must be >= 2, got {views}. One view has no positive to be drawn to.")
-        check_positive(name, temperature=temperature, base_temperature=base_temperature)
+        if augmentation is not None and (not callable(augmentation) or isinstance(augmentation, type)):
+            came = augmentation if isinstance(augmentation, type) else type(augmentation)
+            raise TypeError(
+                f"{name}: augmentation must map a batch to a batch, a callable, got {came.__name__}"
+                f"{' itself: make one of it' if isinstance(augmentation, type) else ''}."
+            )
+        check_count(name, 2, views=views)  # one view has no positive to be drawn to
+        check_positive(name, temperature=temperature, readout_lr=readout_lr)
+        if base_temperature is not None:
+            check_positive(name, base_temperature=base_temperature)
         check_positive(name, distill_temperature=distill_temperature, teacher_temperature=teacher_temperature)
-        check_positive(name, readout_lr=readout_lr, readout_epochs=readout_epochs)
-        check_positive(name, readout_batch_size=readout_batch_size)
+        check_count(name, 1, readout_epochs=readout_epochs, readout_batch_size=readout_batch_size)
+        check_flag(name, asymmetric=asymmetric)
         check_weight(name, weight=weight)
         check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
         check_choice(name, "readout", readout, ("linear", "ncm"))
@@ -108,7 +115,9 @@ class Co2LPlugin(ReplayMethodPlugin):
         self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
         self.readout, self.readout_lr = readout, readout_lr
         self.readout_epochs, self.readout_batch_size = readout_epochs, readout_batch_size
-        self._images: Tensor | None = None
+        self._maker: _ViewMaker | None = None
+        self._hook: Any = None
+        self._views: Tensor | None = None
         self._dataset: Any = None
         self._readout_is_stale = False
 
@@ -125,18 +134,38 @@ class Co2LPlugin(ReplayMethodPlugin):
         super().before_training_exp(strategy, **kwargs)
         _contrastive(strategy.model)
         self._dataset = strategy.experience.dataset
+        self._readout_is_stale = True
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Make the views of the batch, or check that the pipeline made them."""
-        x = strategy.mb_x
+        """Have the views made when the model is called: whatever other plugins make of the batch until then is in."""
+        self._unhook()
+        model, x = _contrastive(strategy.model), strategy.mb_x
         if self.augmentation is not None:
-            self._images = x
-            strategy.mbatch[0] = stack_views(x, self.augmentation, self.views)
-        elif not _contrastive(strategy.model).has_views(x):
+            if model.has_views(x):
+                raise ValueError(
+                    f"Co2LPlugin: a training batch must be without views, (B, C, H, W), where the plugin has an "
+                    f"augmentation to make them, got {tuple(x.shape)}. Leave one out: TwoViews in the stream's "
+                    "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
+                )
+            self._maker = _ViewMaker(self.augmentation, self.views)
+            self._hook = strategy.model.register_forward_pre_hook(self._maker)
+        elif not model.has_views(x) or (model.sample_ndim is None and x.ndim != 5):
             raise ValueError(
                 f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
-                "Give the plugin an augmentation, or wrap the stream's training transform in TwoViews."
+                "Give the plugin an augmentation, or wrap the stream's training transform in TwoViews. (Views of "
+                "other samples than images: ContrastiveModel(..., sample_ndim=).)"
             )
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the views for the teacher; put the objective in the criterion's place."""
+        self._views = None if self._maker is None else self._maker.stacked
+        self._unhook()
+        super().after_forward(strategy, **kwargs)
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._maker = None
 
     # ---- loss
 
@@ -155,7 +184,8 @@ class Co2LPlugin(ReplayMethodPlugin):
         if self.teacher is None or self.weight == 0:
             return loss
         with torch.no_grad():
-            z_teacher = _contrastive(self.teacher).project(strategy.mb_x)
+            views = strategy.mb_x if self._views is None else self._views
+            z_teacher = _contrastive(self.teacher).project(views)
         kept = relation_distillation(
             z, z_teacher, temperature=self.distill_temperature, teacher_temperature=self.teacher_temperature
         )
@@ -163,10 +193,11 @@ class Co2LPlugin(ReplayMethodPlugin):
         return loss + self.weight * kept
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Hand the metrics, which come next, the images and class scores of the batch."""
+        """Hand the metrics, which come next, class scores of the batch."""
         self._readout_is_stale = True
-        if self._images is not None:
-            strategy.mbatch[0], self._images = self._images, None
+        self._views = None
+        if strategy.mb_output is None or strategy.mb_output.ndim != 3:
+            return  # an evaluation by another plugin has cleared the batch
         width = len(_contrastive(strategy.model).readout.bias)
         strategy.mb_output = _neighbour_scores(strategy.mb_output.detach(), strategy.mb_y, width)
 
@@ -175,6 +206,7 @@ class Co2LPlugin(ReplayMethodPlugin):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Refit the read-out if the model has been trained since, within an experience."""
         super().before_eval(strategy, **kwargs)
+        self._unhook()
         self._refit(strategy)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -194,9 +226,10 @@ class Co2LPlugin(ReplayMethodPlugin):
             return
         model = _contrastive(strategy.model)
         memory = self.storage_policy.buffer
+        batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
         with own_random_state():
             parts = [
-                embed_dataset(model, data, batch_size=strategy.eval_mb_size, device=strategy.device)
+                embed_dataset(model, data, batch_size=batch_size, device=strategy.device)
                 for data in (self._dataset, memory)
                 if len(data) > 0
             ]
@@ -213,6 +246,18 @@ class Co2LPlugin(ReplayMethodPlugin):
                 )
                 model.readout.fit(*fitted, unit=False)
         self._readout_is_stale = False
+
+
+class _ViewMaker:
+    """A forward pre-hook that gives the model views of its batch, and keeps them."""
+
+    def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int) -> None:
+        self.augmentation, self.views = augmentation, views
+        self.stacked: Tensor | None = None
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.stacked = stack_views(args[0], self.augmentation, self.views)
+        return (self.stacked, *args[1:])
 
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:

@@ -9,6 +9,7 @@ from torch import Tensor
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
     check_choice,
+    check_flag,
     check_positive,
     check_weight,
     contrastive_distillation,
@@ -61,6 +62,7 @@ class CSDPlugin(MethodPlugin):
         super().__init__(teacher_mode=teacher_mode)
         check_positive("CSDPlugin", temperature=temperature, kd_temperature=kd_temperature)
         check_weight("CSDPlugin", weight=weight, kd_weight=kd_weight, triplet_weight=triplet_weight, margin=margin)
+        check_flag("CSDPlugin", normalize=normalize)
         check_choice("CSDPlugin", "form", form, ("authors", "paper"))
         check_choice("CSDPlugin", "ce", ce, ("weighted", "masked", "all"))
         self.temperature, self.weight, self.form, self.normalize = temperature, weight, form, normalize
@@ -76,12 +78,12 @@ class CSDPlugin(MethodPlugin):
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Take the features; put the objective in the criterion's place."""
-        self._features = self.capture.take()
+        self._features = self.capture.take(strategy.mb_output)
         super().after_forward(strategy, **kwargs)
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""
-        logits, y = self.check_logits(strategy.mb_output), strategy.mb_y
+        logits, y = self.check_logits(strategy), strategy.mb_y
         features, self._features = self._features, None
         if features is None or len(features) != len(logits):
             came = "none" if features is None else f"{len(features)}"
@@ -113,7 +115,7 @@ class CSDPlugin(MethodPlugin):
         parts = []
         with self.capture.listening(self.teacher):
             teacher_logits = self.teacher_forward(strategy)
-        teacher_features = self.capture.take()
+        teacher_features = self.capture.take(teacher_logits)
         if self.kd_weight > 0:
             old = self.class_groups(teacher_logits, [self.seen_classes])
             kd = taskwise_distillation(logits, teacher_logits, old, temperature=self.kd_temperature)

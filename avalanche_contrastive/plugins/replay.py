@@ -8,6 +8,7 @@ from avalanche.training.storage_policy import ClassBalancedBuffer, ExemplarsBuff
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from avalanche_contrastive.losses import check_count
 from avalanche_contrastive.models import own_random_state, own_seed
 from avalanche_contrastive.plugins.base import MethodPlugin
 
@@ -37,11 +38,21 @@ class ReplayMethodPlugin(MethodPlugin):
     ) -> None:
         super().__init__(teacher_mode=teacher_mode)
         name = type(self).__name__
-        if batch_size_mem is not None and (not isinstance(batch_size_mem, int) or batch_size_mem < 1):
-            raise ValueError(f"{name}: batch_size_mem must be a whole number of rows >= 1, got {batch_size_mem!r}.")
+        if batch_size_mem is not None:
+            check_count(name, 1, batch_size_mem=batch_size_mem)
         self.mem_size = mem_size
         self.batch_size_mem = batch_size_mem
         self.storage_policy = make_storage(name, mem_size, storage_policy)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a memory that is not empty at the start."""
+        super().before_training_exp(strategy, **kwargs)
+        stored = len(self.storage_policy.buffer)
+        if stored and not self.ledger:
+            raise ValueError(
+                f"{type(self).__name__}: the storage policy holds {stored} samples before the first experience. Is it "
+                "another plugin's too, or left from an earlier run? Give each plugin one of its own."
+            )
 
     def before_training_epoch(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
         """Add the replayed rows to whatever loader the other plugins have settled on by now."""
@@ -68,8 +79,7 @@ class ReplayMethodPlugin(MethodPlugin):
 
 def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
     """The storage policy of a plugin: the user's, or a class-balanced random one of ``mem_size`` samples."""
-    if isinstance(mem_size, bool) or not isinstance(mem_size, int) or mem_size < 0:
-        raise ValueError(f"{name}: mem_size must be a whole number of samples >= 0, got {mem_size!r}.")
+    check_count(name, 0, mem_size=mem_size)
     if storage_policy is None:
         return ClassBalancedBuffer(mem_size, adaptive_size=True)
     if not isinstance(storage_policy, ExemplarsBuffer):

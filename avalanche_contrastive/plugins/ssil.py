@@ -8,6 +8,8 @@ from torch import Tensor
 
 from avalanche_contrastive.losses import (
     check_choice,
+    check_count,
+    check_flag,
     check_positive,
     check_weight,
     separated_softmax,
@@ -54,6 +56,8 @@ class SSILPlugin(ReplayMethodPlugin):
             mem_size=mem_size, batch_size_mem=batch_size_mem, storage_policy=storage_policy, teacher_mode=teacher_mode
         )
         check_choice("SSILPlugin", "distillation", distillation, ("task", "global", "none"))
+        check_count("SSILPlugin", 1, batch_size_mem=batch_size_mem)
+        check_flag("SSILPlugin", separated=separated)
         check_positive("SSILPlugin", temperature=temperature)
         check_weight("SSILPlugin", weight=weight)
         self.separated = separated
@@ -73,7 +77,7 @@ class SSILPlugin(ReplayMethodPlugin):
 
     def objective(self, strategy: Any) -> Tensor:
         """Separated softmax, plus the distillation once there is a teacher."""
-        logits = self.check_logits(strategy.mb_output)
+        logits = self.check_logits(strategy)
         old = [c for c in self.seen_classes if c not in set(self._current)]
         groups = [old, self._current] if self.separated else [old + self._current]
         loss = separated_softmax(logits, strategy.mb_y, self.class_groups(logits, groups))
