@@ -195,7 +195,7 @@ class SSIL(_MethodStrategy):
 
 
 class CSD(_MethodStrategy):
-    """Contrastive supervised distillation (Barletti, Biondi et al., ICIAP 2021, arXiv:2205.05476): ``CSDPlugin`` wired up."""
+    """Contrastive supervised distillation (Barletti et al., ICIAP 2021, arXiv:2205.05476): ``CSDPlugin`` wired up."""
 
     def __init__(
         self,
