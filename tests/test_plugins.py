@@ -224,9 +224,12 @@ def test_an_evaluation_by_another_plugin_after_a_step(method):
         def after_training_iteration(self, strategy, **kwargs):
             strategy.eval(benchmark.test_stream[:1])
 
-    strategy = naive(make_model(method), [Evaluate(), make_plugin(method)])
+    plugin, recorder = make_plugin(method), Recorder()
+    strategy = naive(make_model(method), [Evaluate(), plugin, recorder])
     for experience in benchmark.train_stream[:2]:
         strategy.train(experience)
+    assert plugin.ledger == [sorted(ORDER[:2]), sorted(ORDER[2:4])]
+    assert all(np.isfinite(recorder.losses))
 
 
 def test_the_read_out_knows_the_classes_of_an_experience_without_a_step():
