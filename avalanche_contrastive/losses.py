@@ -71,7 +71,7 @@ def asymmetric_supcon(
         is_anchor = torch.ones(b, dtype=torch.bool, device=z.device)
     elif not isinstance(is_anchor, Tensor) or is_anchor.dtype != torch.bool or is_anchor.shape != (b,):
         raise ValueError(
-            f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {_came(is_anchor)}. "
+            f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {came(is_anchor)}. "
             "Entries per view (B * V) are not needed."
         )
 
@@ -266,9 +266,9 @@ def contrastive_distillation(
     _check_shape(name, "features", features, 2, "(B, D)")
     y = _check_labels(name, y, len(features))
     if not isinstance(teacher_features, Tensor) or teacher_features.shape != features.shape:
-        came = tuple(teacher_features.shape) if isinstance(teacher_features, Tensor) else type(teacher_features)
+        given = tuple(teacher_features.shape) if isinstance(teacher_features, Tensor) else type(teacher_features)
         raise ValueError(
-            f"{name}: teacher_features must have the shape of features, {tuple(features.shape)}, got {came}. Are both "
+            f"{name}: teacher_features must have the shape of features, {tuple(features.shape)}, got {given}. Are both "
             "taken from the same layer and the same batch?"
         )
     check_positive(name, temperature=temperature)
@@ -364,7 +364,7 @@ def _float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _came(x: object) -> str:
+def came(x: object) -> str:
     """What was given, for an error."""
     return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
@@ -372,17 +372,17 @@ def _came(x: object) -> str:
 def _check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
     if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
         raise ValueError(
-            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {_came(x)}. "
+            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {came(x)}. "
             "Is it the model's output for the batch?"
         )
 
 
 def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
     if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
-        came = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
+        given = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
             f"{name}: {argument} must be floating-point of shape (B, V, D) with B >= 1 and V >= {views}, got "
-            f"{came}. Is the training transform wrapped in TwoViews, or an augmentation given "
+            f"{given}. Is the training transform wrapped in TwoViews, or an augmentation given "
             "to Co2L?"
         )
     return z
@@ -391,7 +391,7 @@ def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) ->
 def _check_labels(name: str, y: Tensor, b: int) -> Tensor:
     if not isinstance(y, Tensor) or y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
-            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {_came(y)}. "
+            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {came(y)}. "
             "Were labels one-hot, or given once per view?"
         )
     return y.long()
@@ -401,7 +401,7 @@ def _check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
     if not isinstance(ids, Tensor) or ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"{name}: {argument} must be integers of shape ({k},), a tensor, one per class (-1: takes no part), got "
-            f"{_came(ids)}. Has the classifier grown since they were made?"
+            f"{came(ids)}. Has the classifier grown since they were made?"
         )
     return ids.long()
 

@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_contrastive.losses import came
 from avalanche_contrastive.models import FeatureCapture
 
 __all__ = ["RetrievalMetric", "recall_at_k", "retrieval_metrics"]
@@ -40,15 +41,9 @@ def recall_at_k(features: Tensor, y: Tensor, k: int = 1) -> float:
 
 def _recall_at(features: Tensor, y: Tensor, ks: tuple[int, ...]) -> dict[int, float]:
     if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
-        came = f"{features.dtype} of shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features)
-        raise ValueError(f"recall_at_k: features must be a floating-point tensor (N, D), got {came}.")
-    if not isinstance(y, Tensor):
-        raise ValueError(f"recall_at_k: y must be an integer tensor of class ids, got {type(y).__name__}.")
-    if y.shape != (len(features),) or y.is_floating_point():
-        raise ValueError(
-            f"recall_at_k: y must be integer class ids of shape ({len(features)},), got {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
+        raise ValueError(f"recall_at_k: features must be a floating-point tensor (N, D), got {came(features)}.")
+    if not isinstance(y, Tensor) or y.shape != (len(features),) or y.is_floating_point():
+        raise ValueError(f"recall_at_k: y must be integer class ids of shape ({len(features)},), got {came(y)}.")
     unit = F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
     if len(unit) == 0:
         return dict.fromkeys(ks, float("nan"))

@@ -230,10 +230,9 @@ def embed_dataset(
     The model is put in evaluation mode for it (its batch statistics stay) and back afterwards. No random state is
     drawn from: the loader has a generator of its own.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        features, labels = [], []
+    features, labels = [], []
+    with preserved_modes(model):
+        model.eval()
         for x, y, *_ in DataLoader(dataset.eval(), batch_size=batch_size, generator=torch.Generator()):
             embedded = model.embed(x.to(device))
             if embedded.ndim == 3:  # a pipeline whose evaluation transform makes views, too
@@ -241,10 +240,18 @@ def embed_dataset(
                 embedded = embedded.flatten(0, 1)
             features.append(embedded.float())
             labels.append(y.to(device))
+    return torch.cat(features), torch.cat(labels)
+
+
+@contextmanager
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Leave every module in the training or evaluation mode that it is in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(features), torch.cat(labels)
 
 
 @contextmanager
@@ -333,7 +340,7 @@ class _Tap:
         self.value = args[0] if args else next(iter(kwargs.values()))
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.value = self.output = output
+        self.value = output
 
     def read_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.output = output

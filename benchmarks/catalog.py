@@ -18,6 +18,9 @@ COMMON: Mapping[str, tuple[Option, ...]] = {**ALONE, "lr_later": LATER}
 CONTRASTIVE: Mapping[str, tuple[Option, ...]] = {"lr": RATES, "epochs": EPOCHS, "lr_later": LATER}
 
 
+SCORES = {"accuracy": "final accuracy", "recall": "final Recall@1"}  # what `tune` can choose by
+
+
 @dataclass(frozen=True)
 class Method:
     """One strategy as the benchmarks know it.
@@ -29,7 +32,7 @@ class Method:
         grid: what `tune` tries. Plain names are fields of Config, "options.x" is option x.
         has_memory: False for methods that store no image.
         own_augmentation: True for contrastive methods, which always augment; `augment` is then not an option.
-        select_by: the validation figure by which `tune` chooses, "accuracy" or "recall".
+        select_by: the validation figure by which `tune` chooses, a key of SCORES.
     """
 
     build: str

@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalog import METHODS, Method, Option
+from benchmarks.catalog import METHODS, SCORES, Method, Option
 from benchmarks.files import write_text
 
 CONFIGS = Path(__file__).parent / "configs"
 TABLES = ("main", "ablation", "trial")  # a trial looks into something on validation images
-
-SELECTION = ("accuracy", "recall")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Row:
 
     @property
     def select_by(self) -> str:
-        """The validation figure by which `tune` chooses the row's setting, "accuracy" or "recall"."""
+        """The validation figure by which `tune` chooses the row's setting, a key of SCORES."""
         return self.chosen_by or self.method.select_by
 
     @property
@@ -131,8 +129,8 @@ def load_row(name: str, suite: str) -> Row:
     shown = {key: raw.pop(key) for key in ("label", "table", "note", "chosen_by") if key in raw}
     if shown.get("table", "main") not in TABLES:
         raise ValueError(f"{name}: table must be one of {TABLES}, got {shown['table']!r}")
-    if shown.get("chosen_by", "") not in ("", *SELECTION):
-        raise ValueError(f"{name}: chosen_by must be one of {SELECTION}, got {shown['chosen_by']!r}")
+    if shown.get("chosen_by", "") not in ("", *SCORES):
+        raise ValueError(f"{name}: chosen_by must be one of {tuple(SCORES)}, got {shown['chosen_by']!r}")
     if base:
         config = load_row(base, suite).config
     elif raw.get("method") in METHODS:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalog import Method, Option
+from benchmarks.catalog import SCORES, Method, Option
 from benchmarks.configs import Config, Row, updated, write_row
 from benchmarks.files import read_json, write_json
 from benchmarks.pool import Job, Progress, run_jobs
@@ -17,7 +17,6 @@ TUNING = Path(__file__).parent / "tuning"
 CANDIDATES = 16  # for every row, so that no method is tuned harder than another
 SEEDS = (1000, 1001)  # other class orders than those of the results
 DRAW_SEED = 0
-SCORES = {"accuracy": "final accuracy", "recall": "final Recall@1"}
 
 
 def candidates(method: Method) -> list[dict[str, Option]]:

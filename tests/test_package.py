@@ -20,7 +20,7 @@ ALLOWED = {
     "losses": set(),
     "data": set(),
     "models": {"losses"},
-    "metrics": {"models"},
+    "metrics": {"losses", "models"},
     "plugins": {"losses", "models", "data", "plugins"},
     "strategies": {"plugins"},
     "__init__": {"_version", "data", "models", "plugins", "strategies"},

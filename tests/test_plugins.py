@@ -154,6 +154,20 @@ def _all_of(stream):
 # ---- composition
 
 
+def assert_either_order_trains_the_same(method, make_partner):
+    """Three experiences with the partner behind and before the method: equal losses at each step, equal weights."""
+    runs = []
+    for flip in (False, True):
+        torch.manual_seed(0)
+        recorder, model, pair = Recorder(), make_model(method), [make_plugin(method), make_partner()]
+        strategy = naive(model, [*(pair[::-1] if flip else pair), recorder])
+        for experience in make_benchmark().train_stream[:3]:
+            strategy.train(experience)
+        runs.append((recorder.losses, weights(model)))
+    assert runs[0][0] == runs[1][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
 @pytest.mark.parametrize(
     ("method", "partner"),
     # LwF distils training outputs as logits: beside Co2L, whose outputs are projections, it has no meaning.
@@ -165,18 +179,7 @@ def test_either_order_of_the_list_trains_the_same(method, partner):
         "lwf": lambda: LwFPlugin(alpha=1.0, temperature=2.0),
         "replay": lambda: ReplayPlugin(mem_size=20),
     }[partner]
-    runs = []
-    for flip in (False, True):
-        torch.manual_seed(0)
-        recorder = Recorder()
-        pair = [make_plugin(method), make_partner()]
-        model = make_model(method)
-        strategy = naive(model, [*(pair[::-1] if flip else pair), recorder])
-        for experience in make_benchmark(per_class=12).train_stream[:3]:
-            strategy.train(experience)
-        runs.append((recorder.losses, weights(model)))
-    assert runs[0][0] == runs[1][0]
-    assert torch.equal(runs[0][1], runs[1][1])
+    assert_either_order_trains_the_same(method, make_partner)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -185,15 +188,7 @@ def test_either_order_beside_a_plugin_that_edits_the_batch(method):
         def before_forward(self, strategy, **kwargs):
             strategy.mbatch = [torch.cat([part, part[:2]]) for part in strategy.mbatch]
 
-    finals = []
-    for flip in (False, True):
-        torch.manual_seed(0)
-        model, pair = make_model(method), [make_plugin(method), Repeat()]
-        strategy = naive(model, pair[::-1] if flip else pair)
-        for experience in make_benchmark().train_stream[:2]:
-            strategy.train(experience)
-        finals.append(weights(model))
-    assert torch.equal(*finals)
+    assert_either_order_trains_the_same(method, Repeat)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -205,15 +200,7 @@ def test_either_order_beside_a_plugin_that_moves_batch_norm_at_the_end(method):
                     if isinstance(module, nn.BatchNorm2d):
                         module.running_mean += 0.1
 
-    finals = []
-    for flip in (False, True):
-        torch.manual_seed(0)
-        model, pair = make_model(method), [make_plugin(method), Shake()]
-        strategy = naive(model, pair[::-1] if flip else pair)
-        for experience in make_benchmark().train_stream[:3]:
-            strategy.train(experience)
-        finals.append(weights(model))
-    assert torch.equal(*finals)
+    assert_either_order_trains_the_same(method, Shake)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -125,8 +125,10 @@ class Co2LPlugin(ReplayMethodPlugin):
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Mix the memory into the experience's dataset."""
+        if self.batch_size_mem is not None:
+            return
         memory = self.storage_policy.buffer
-        if self.batch_size_mem is None and len(memory) > 0:
+        if len(memory) > 0:
             strategy.adapted_dataset = _union(strategy.adapted_dataset, memory.train())
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -100,7 +100,7 @@ class CSDPlugin(MethodPlugin):
         return torch.stack([weight * term for _, weight, term in parts]).sum()
 
     def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        self.class_groups(logits, [self._current])  # a head too narrow for the classes is named here
+        groups = self.class_groups(logits, [self._current])  # names a head too narrow for the classes, in any form
         if self.ce == "all":
             return F.cross_entropy(logits, y)
         new = self.is_current(y)
@@ -108,7 +108,7 @@ class CSDPlugin(MethodPlugin):
             return logits.sum() * 0.0
         if self.ce == "weighted":
             return F.cross_entropy(logits[new], y[new])
-        return separated_softmax(logits[new], y[new], self.class_groups(logits, [self._current]))
+        return separated_softmax(logits[new], y[new], groups)
 
     def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
         assert self.teacher is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from avalanche_contrastive.losses import check_count
-from avalanche_contrastive.models import own_random_state, own_seed
+from avalanche_contrastive.models import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.plugins.base import MethodPlugin
 
 __all__ = ["ReplayLoader", "ReplayMethodPlugin"]
@@ -47,8 +47,7 @@ class ReplayMethodPlugin(MethodPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a memory that is not empty at the start."""
         super().before_training_exp(strategy, **kwargs)
-        stored = len(self.storage_policy.buffer)
-        if stored and not self.ledger:
+        if not self.ledger and (stored := len(self.storage_policy.buffer)):
             raise ValueError(
                 f"{type(self).__name__}: the storage policy holds {stored} samples before the first experience. Is it "
                 "another plugin's too, or left from an earlier run? Give each plugin one of its own."
@@ -73,8 +72,9 @@ class ReplayMethodPlugin(MethodPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Teacher and ledger first, then the exemplars of the experience."""
         super().after_training_exp(strategy, **kwargs)
-        with own_random_state(len(self.ledger)):
-            update_storage(self.storage_policy, strategy)
+        # Avalanche's herding leaves the model in evaluation mode.
+        with own_random_state(len(self.ledger)), preserved_modes(strategy.model):
+            self.storage_policy.post_adapt(strategy, strategy.experience)
 
 
 def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
@@ -93,15 +93,6 @@ def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | Non
             "number to both."
         )
     return storage_policy
-
-
-def update_storage(storage: ExemplarsBuffer, strategy: Any) -> None:
-    """Let the storage take its share of the experience just trained on."""
-    modes = {module: module.training for module in strategy.model.modules()}
-    storage.post_adapt(strategy, strategy.experience)
-    # Avalanche's herding leaves the model in evaluation mode.
-    for module, mode in modes.items():
-        module.training = mode
 
 
 class ReplayLoader:
