@@ -11,7 +11,7 @@ from avalanche_contrastive._version import __version__
 if TYPE_CHECKING:
     from avalanche_contrastive.data import BatchAugmentation, TwoViews
     from avalanche_contrastive.models import ContrastiveModel
-    from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, SSILPlugin
+    from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, SSILPlugin
     from avalanche_contrastive.strategies import CSD, SSIL, Co2L
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Co2L",
     "Co2LPlugin",
     "ContrastiveModel",
+    "ExperienceSchedule",
     "SSILPlugin",
     "TwoViews",
     "__version__",
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "data": ("BatchAugmentation", "TwoViews"),
     "models": ("ContrastiveModel",),
-    "plugins": ("CSDPlugin", "Co2LPlugin", "SSILPlugin"),
+    "plugins": ("CSDPlugin", "Co2LPlugin", "ExperienceSchedule", "SSILPlugin"),
     "strategies": ("CSD", "Co2L", "SSIL"),
 }
 
