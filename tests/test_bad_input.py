@@ -123,6 +123,11 @@ BAD = {
     "a fraction of a view": (lambda: Co2LPlugin(views=2.5), ValueError, "views must be a whole number.*got 2.5"),
     "a flag in words": (lambda: SSILPlugin(separated="no"), ValueError, "separated must be True or False, got 'no'"),
     "no rows per step": (lambda: SSILPlugin(batch_size_mem=None), ValueError, "batch_size_mem.*>= 1, got None"),
+    "rows of no replay": (
+        lambda: Co2LPlugin(rehearse=False, batch_size_mem=8),
+        ValueError,
+        "batch_size_mem is 8, but rehearse=False replays nothing",
+    ),
     "an augmentation's class": (
         lambda: Co2LPlugin(augmentation=BatchAugmentation),
         TypeError,

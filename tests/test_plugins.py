@@ -433,6 +433,19 @@ def test_co2l_can_replay_rows_per_step_instead():
     assert recorder.rows == [12, 12, 17, 17]
 
 
+def test_co2l_may_keep_the_memory_for_the_read_out_alone():
+    recorder, plugin = Recorder(), make_plugin("co2l", rehearse=False)
+    model = make_model("co2l")
+    strategy = naive(model, [plugin, recorder], train_mb_size=12)
+    stream = make_benchmark().train_stream
+    for experience in stream[:2]:
+        strategy.train(experience)
+    assert set(torch.cat(recorder.labels[2:]).tolist()) == set(stream[1].classes_in_this_experience)
+    old = list(stream[0].classes_in_this_experience)
+    assert (model.readout.bias[old] > -1000).all()  # the memory's classes still have logits
+    assert "distillation" in plugin.terms
+
+
 def test_the_loader_is_given_back_after_each_epoch():
     from avalanche_contrastive.plugins.replay import ReplayLoader
 

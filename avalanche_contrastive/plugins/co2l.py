@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,6 +34,8 @@ from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
 
 __all__ = ["Co2LPlugin"]
 
+DOMAIN = 2**32  # task label * DOMAIN + class id: one integer for each pair, whatever classes a batch holds
+
 
 class Co2LPlugin(ReplayMethodPlugin):
     """Co2L (Cha et al. 2021, arXiv:2106.14413), the whole method, for a ``ContrastiveModel``.
@@ -54,11 +58,15 @@ class Co2LPlugin(ReplayMethodPlugin):
             0.07; None is the paper.
         reduction: "all" (the authors'), "anchors" or "sum" (the paper); see ``asymmetric_supcon``.
         asymmetric: False makes every view an anchor (the paper's ablation).
+        domains: True for domain-incremental streams with a task label per domain: for the contrast the same class
+            under another task label is another class, so that past domains give no anchors (the paper's R-MNIST).
+            Read-out, memory and evaluation keep the classes as they are.
         weight: of the relation distillation (lambda); 0 leaves it out.
         distill_temperature: of the student's relations (kappa).
         teacher_temperature: of the teacher's relations (kappa*).
         batch_size_mem: None mixes the memory into the dataset, each exemplar once per epoch (the paper); a number
             replays that many rows in every step instead.
+        rehearse: False keeps the memory for the read-out alone, out of the training (the paper's Table 2, no buffer).
         storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
         readout: "linear" (the paper) or "ncm", the nearest class mean.
         readout_lr: of the linear read-out.
@@ -77,10 +85,12 @@ class Co2LPlugin(ReplayMethodPlugin):
         base_temperature: float | None = 0.07,
         reduction: Literal["anchors", "all", "sum"] = "all",
         asymmetric: bool = True,
+        domains: bool = False,
         weight: float = 1.0,
         distill_temperature: float = 0.2,
         teacher_temperature: float = 0.01,
         batch_size_mem: int | None = None,
+        rehearse: bool = True,
         storage_policy: ExemplarsBuffer | None = None,
         readout: Literal["linear", "ncm"] = "linear",
         readout_lr: float = 1.0,
@@ -104,13 +114,16 @@ class Co2LPlugin(ReplayMethodPlugin):
             check_positive(name, base_temperature=base_temperature)
         check_positive(name, distill_temperature=distill_temperature, teacher_temperature=teacher_temperature)
         check_count(name, 1, readout_epochs=readout_epochs, readout_batch_size=readout_batch_size)
-        check_flag(name, asymmetric=asymmetric)
+        check_flag(name, asymmetric=asymmetric, domains=domains, rehearse=rehearse)
+        if batch_size_mem is not None and not rehearse:
+            raise ValueError(f"{name}: batch_size_mem is {batch_size_mem}, but rehearse=False replays nothing.")
         check_weight(name, weight=weight)
         check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
         check_choice(name, "readout", readout, ("linear", "ncm"))
         self.augmentation, self.views = augmentation, views
         self.temperature, self.base_temperature = temperature, base_temperature
-        self.reduction, self.asymmetric = reduction, asymmetric
+        self.reduction, self.asymmetric, self.domains = reduction, asymmetric, domains
+        self.rehearse = rehearse
         self.weight = weight
         self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
         self.readout, self.readout_lr = readout, readout_lr
@@ -120,21 +133,29 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._views: Tensor | None = None
         self._dataset: Any = None
         self._readout_is_stale = False
+        self._labels: list[int] = []  # of the contrast, of the current experience
+        self._seen_labels: set[int] = set()
 
     # ---- data: the memory in the dataset, the views in the batch
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Mix the memory into the experience's dataset."""
-        if self.batch_size_mem is not None:
+        if self.batch_size_mem is not None or not self.rehearse:
             return
         memory = self.storage_policy.buffer
         if len(memory) > 0:
             strategy.adapted_dataset = _union(strategy.adapted_dataset, memory.train())
+        if hasattr(strategy.experience, "task_labels"):
+            _check_batch_size(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Check the model; keep the experience's data at hand for the read-out until the experience ends."""
+        """Check model and stream; mix uniformly; keep the experience's data at hand for the read-out."""
         super().before_training_exp(strategy, **kwargs)
         _contrastive(strategy.model)
+        if self.domains:
+            self._note_domains(strategy)
+        if self.batch_size_mem is None:
+            _mix_uniformly(strategy)
         self._dataset = strategy.experience.dataset
         self._readout_is_stale = True
 
@@ -173,11 +194,12 @@ class Co2LPlugin(ReplayMethodPlugin):
 
     def objective(self, strategy: Any) -> Tensor:
         """Asymmetric SupCon, plus the relation distillation once there is a teacher."""
-        z, y = strategy.mb_output, strategy.mb_y
+        z = strategy.mb_output
+        y, is_current = self._contrast_labels(strategy)
         loss = asymmetric_supcon(
             z,
             y,
-            self.is_current(y) if self.asymmetric else None,
+            is_current if self.asymmetric else None,
             temperature=self.temperature,
             base_temperature=self.base_temperature,
             reduction=self.reduction,
@@ -193,6 +215,35 @@ class Co2LPlugin(ReplayMethodPlugin):
         )
         self.terms["distillation"] = kept.detach()
         return loss + self.weight * kept
+
+    def _contrast_labels(self, strategy: Any) -> tuple[Tensor, Tensor]:
+        """What the contrast tells images apart by, (B,), and which of the batch is of the current experience."""
+        y = strategy.mb_y
+        if not self.domains:
+            return y, self.is_current(y)
+        y = strategy.mb_task_id * DOMAIN + y
+        return y, torch.isin(y, torch.tensor(self._labels, device=y.device))
+
+    def _note_domains(self, strategy: Any) -> None:
+        """The contrast's labels of the experience, one for each pair of task label and class in it."""
+        experience = strategy.experience
+        if not hasattr(experience, "task_labels"):
+            raise ValueError(
+                "Co2LPlugin: domains=True needs a stream with task labels, one per domain, but its experiences have no "
+                "task_labels. Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or "
+                "wrap it in with_task_labels."
+            )
+        data = experience.dataset
+        pairs = set(zip(data.targets_task_labels, data.targets, strict=True))
+        self._labels = sorted(int(task) * DOMAIN + int(c) for task, c in pairs)
+        labels = self._seen_labels.union(self._labels)
+        one_domain = len({label // DOMAIN for label in labels}) == 1
+        if one_domain and labels == self._seen_labels and not isinstance(experience, OnlineCLExperience):
+            raise ValueError(
+                "Co2LPlugin: domains=True tells domains apart by task label, but the classes of this experience have "
+                f"come before under the same label, {self._labels[0] // DOMAIN}, the only one so far. Make the stream "
+                "with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or leave domains out."
+            )
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Hand the metrics, which come next, class scores of the batch."""
@@ -221,6 +272,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         """Read-out first (the memory still holds earlier experiences only), then teacher, ledger and memory."""
         self._refit(strategy)
         self._dataset = None
+        self._seen_labels.update(self._labels)
         super().after_training_exp(strategy, **kwargs)
 
     def _refit(self, strategy: Any) -> None:
@@ -283,6 +335,29 @@ def _neighbour_scores(z: Tensor, y: Tensor, width: int) -> Tensor:
     similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
     scores = similarity.new_full((len(y), max(width, int(y.max()) + 1)), -2.0)
     return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")
+
+
+def _check_batch_size(strategy: Any) -> None:
+    labels = len(strategy.adapted_dataset.targets_task_labels.uniques)
+    if strategy.train_mb_size < labels:
+        raise ValueError(
+            f"Co2LPlugin: train_mb_size is {strategy.train_mb_size}, but experience and memory have {labels} task "
+            "labels, and the loader that Avalanche makes for a stream with task labels takes no batch smaller than "
+            "that. Take larger batches, or a stream without task labels."
+        )
+
+
+def _mix_uniformly(strategy: Any) -> None:
+    """Mix all rows, each once per epoch, where Avalanche's loader would draw as many of each task label."""
+    loader = strategy.dataloader
+    # Exactly that one: a loader that another plugin has put there is that plugin's business, in either order.
+    if type(loader) is TaskBalancedDataLoader and len(loader.datasets) > 1:
+        strategy.dataloader = SingleDatasetDataLoader(
+            strategy.adapted_dataset,
+            batch_size=strategy.train_mb_size,
+            ffcv_args=loader.ffcv_args,
+            **loader.loader_kwargs,
+        )
 
 
 def _union(current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
