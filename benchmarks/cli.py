@@ -4,18 +4,42 @@ import argparse
 import re
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, tables
-from benchmarks.catalog import METHODS
-from benchmarks.configs import Row, load_row, row_names, updated
-from benchmarks.files import write_json, write_text
+from benchmarks.catalog import UNAVAILABLE
+from benchmarks.configs import DEFAULT_SUITE, Row, find_row, load_rows, suites, updated
+from benchmarks.files import check_writable, write_text
 from benchmarks.pool import Job, Progress, run_jobs
 
-DEFAULT_SUITE = "split_digits"
+OWN_SUITE = "own_data"
+ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
+LIST_TEXT = """\
+A row is one TOML file in benchmarks/configs/SUITE/ that says only what differs from the defaults: the method, and
+what was chosen for it. _suite.toml in the same folder says what all rows of the suite have in common."""
+RUN_TEXT = """\
+Trains every row with every seed and writes one JSON per run into the folder --out as soon as the run ends. A run whose
+JSON is there with the same config is skipped: after a kill, give the same command again."""
+RUN_EXAMPLES = """\
+examples:
+  python -m benchmarks run                                     the main table of Split-Digits, seeds 0 to 2
+  python -m benchmarks run ssil replay --seeds 0-4 --jobs 2    two rows, five seeds, two processes
+  python -m benchmarks run --suite split_mnist --root ~/data   MNIST from (or downloaded to) ~/data
+  python -m benchmarks run --data photos.npz                   your own images: .npz or a folder per class
+  python -m benchmarks run mine.toml naive                     your own method beside a built-in one
+  python -m benchmarks run --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array"""
+TUNE_TEXT = """\
+Scores the same number of candidates for every row on held-out training images (the test images are not even loaded into
+the stream), with seeds other than those of the results. Candidates go to benchmarks/tuning/SUITE/ROW.json as they are
+scored, so a killed search goes on; the winner goes to benchmarks/configs/SUITE/ROW.toml. Rows are chosen by final
+accuracy, retrieval methods (CSD) by final Recall@1. A suite's _suite.toml may narrow the search in its table [tune]."""
+REPORT_TEXT = """\
+Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
+comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Compare Co2L, SS-IL and CSD with Avalanche's own strategies, from configs to tables.",
-        epilog="A row is one TOML file in benchmarks/configs/<suite>/. `run` without a row runs the main table.",
+        epilog="A row is one TOML file in benchmarks/configs/SUITE/. `run` without a row runs the main table.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_list(commands)
@@ -43,33 +67,59 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_table(commands)
     _add_plot(commands)
+    _add_report(commands)
     return parser
 
 
+def _add_command(
+    commands: Any, name: str, about: str, call: Callable[[argparse.Namespace], int], text: str = "", examples: str = ""
+) -> Any:
+    command = commands.add_parser(
+        name,
+        help=about,
+        description=text or about[0].upper() + about[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=call)
+    return command
+
+
+def _add_suite(command: Any) -> None:
+    command.add_argument("--suite", help=f"folder of configs (default: {DEFAULT_SUITE}); `list --suites` names them")
+
+
 def _add_list(commands: Any) -> None:
-    command = commands.add_parser("list", help="the rows, one line each")
-    command.add_argument("--suite", default=DEFAULT_SUITE, help="stream (default: %(default)s)")
-    command.set_defaults(command=list_rows)
+    command = _add_command(commands, "list", "the rows of a suite, one line each", list_rows, LIST_TEXT)
+    _add_suite(command)
+    command.add_argument("--suites", action="store_true", help="the suites instead")
+    command.add_argument("--unavailable", action="store_true", help="Avalanche's strategies that are left out, and why")
 
 
 def _add_run(commands: Any) -> None:
-    command = commands.add_parser(
-        "run",
-        help="run rows, then print the table and write it with two figures",
-        description="One JSON per row and seed goes into the folder --out as soon as the run ends. A run whose JSON "
-        "is there with the same config is skipped: after a kill, give the same command again.",
+    command = _add_command(
+        commands, "run", "run rows, then print the tables and write them with figures", run, RUN_TEXT, RUN_EXAMPLES
     )
+    command.add_argument("rows", nargs="*", metavar="CONFIG", help=ROWS_HELP)
+    _add_suite(command)
     command.add_argument(
-        "rows", nargs="*", metavar="ROW", help="row names (see `list`); default: all rows of the main table"
+        "--others", action="store_true", help="add Avalanche's further strategies, which are not tuned"
     )
-    command.add_argument("--suite", default=DEFAULT_SUITE, help="stream (default: %(default)s)")
     command.add_argument("--ablations", action="store_true", help="add the rows of the ablation table")
     command.add_argument(
         "--trials", action="store_true", help="add the trials, which are evaluated on validation images"
     )
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
-    command.add_argument("--out", type=Path, help="folder of the results (default: out/<suite>)")
+    command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
+        f"images per class; runs the suite {OWN_SUITE} on them",
+    )
+    _add_root(command)
     command.add_argument(
         "--memory", type=_positive, help="stored images of each row that has a memory (default: from the config)"
     )
@@ -80,28 +130,56 @@ def _add_run(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="change a key of every row, such as epochs=1 or options.temperature=0.2 (TOML values; may be repeated)",
     )
-    command.set_defaults(command=run)
+    command.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
+    )
+    command.add_argument(
+        "--on",
+        default="local",
+        choices=("local", "slurm"),
+        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
+    )
+    cluster = command.add_argument_group("on slurm")
+    cluster.add_argument("--partition", help="(default: the cluster's)")
+    cluster.add_argument("--time", type=_positive, default=60, metavar="MINUTES", help="per run (default: %(default)s)")
+    cluster.add_argument("--mem", type=_positive, metavar="GB", help="per run (default: the cluster's)")
+    cluster.add_argument("--cpus", type=_positive, default=1, help="per run (default: %(default)s)")
+    cluster.add_argument("--gpus", type=_positive, default=0, help="per run; the runs then train on them")
+    cluster.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other option of sbatch, such as qos=long",
+    )
+    cluster.add_argument("--detach", action="store_true", help="do not wait; the same command later shows what is done")
 
 
 def _add_tune(commands: Any) -> None:
-    command = commands.add_parser(
-        "tune",
-        help="choose the settings of rows on validation images and write their configs",
-        description="Scores the same number of candidates for every row on a fifth of the training images (test "
-        "images stay out), with seeds other than those of the results. Candidates go to "
-        "benchmarks/tuning/<suite>/<row>.json as they are scored, so a killed search goes on; the winner goes to "
-        "benchmarks/configs/<suite>/<row>.toml. Rows are chosen by final accuracy, retrieval methods (CSD) by final "
-        "Recall@1.",
+    command = _add_command(
+        commands, "tune", "choose the settings of rows on validation images and write their configs", tune, TUNE_TEXT
     )
     command.add_argument("rows", nargs="*", metavar="ROW", help="row names; default: all rows of the main table")
-    command.add_argument("--suite", default=DEFAULT_SUITE, help="stream (default: %(default)s)")
+    _add_suite(command)
     command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
-    command.set_defaults(command=tune)
+    _add_root(command)
+
+
+def _add_root(command: Any) -> None:
+    command.add_argument(
+        "--root",
+        default="",
+        metavar="FOLDER",
+        help="where downloaded data sets are or go to; NAME.npz there (cifar10.npz, ...) is taken instead of a "
+        "download (default: Avalanche's folder)",
+    )
 
 
 def _add_table(commands: Any) -> None:
-    command = commands.add_parser("table", help="print the tables of a results folder, or write them into pages")
-    command.add_argument("--results", type=Path, required=True, help="folder with the JSON files of `run`")
+    command = _add_command(
+        commands, "table", "print the tables of a results folder, or write them into pages", show_tables
+    )
+    _add_results(command)
     command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write the whole page: tables and settings")
     command.add_argument(
         "--into",
@@ -111,46 +189,124 @@ def _add_table(commands: Any) -> None:
         metavar="PAGE",
         help="put tables between the lines <!-- table:SUITE [ROW ...] --> and <!-- /table --> of these pages",
     )
-    command.set_defaults(command=table)
 
 
 def _add_plot(commands: Any) -> None:
-    command = commands.add_parser("plot", help="draw accuracy_curves.png and accuracy_matrices.png of a results folder")
-    command.add_argument("--results", type=Path, required=True, help="folder with the JSON files of `run`")
-    command.add_argument("--out", type=Path, help="folder of the figures (default: the results folder)")
-    command.set_defaults(command=plot)
+    command = _add_command(commands, "plot", "draw the figures of a results folder", plot)
+    _add_results(command)
+    command.add_argument("--out", type=Path, help="folder of the figures (default: beside the JSON files)")
+
+
+def _add_report(commands: Any) -> None:
+    command = _add_command(
+        commands, "report", "write one self-contained HTML page, and RESULTS.md", report, REPORT_TEXT
+    )
+    _add_results(command)
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write this page too")
+
+
+def _add_results(command: Any) -> None:
+    command.add_argument(
+        "--results", type=Path, required=True, help="folder with the JSON files of `run`, or with such folders"
+    )
 
 
 def list_rows(parsed: argparse.Namespace) -> int:
-    """Print every row of the suite."""
-    for name in row_names(parsed.suite):
-        row = load_row(name, parsed.suite)
+    """Print every row of the suite, or the suites."""
+    if parsed.suites:
+        for suite in suites():
+            print(f"{suite:18} {len(load_rows(suite)):3} rows")
+        return 0
+    if parsed.unavailable:
+        for name, reason in UNAVAILABLE.items():
+            print(f"{name:22} {reason}")
+        return 0
+    for row in load_rows(parsed.suite or DEFAULT_SUITE):
         about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
-        print(f"{name:22} {row.table:9} {about}")
+        print(f"{row.name:28} {row.table:9} {about}")
     return 0
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Do the runs that are missing, then show what there is."""
-    out: Path = parsed.out or Path("out") / parsed.suite
-    rows = [_changed(row, parsed.memory, parsed.set) for row in _chosen(parsed)]
+    rows = [_changed(row, parsed.memory, _assignments(parsed)) for row in _chosen(parsed)]
+    _check_rows(rows, parsed.seeds[0], parsed.root)
+    out: Path = parsed.out or Path("out") / (parsed.data.stem if parsed.data else rows[0].config.suite)
+    check_writable(out)
     wanted = [(row, seed) for seed in parsed.seeds for row in rows]
     missing = [(row, seed) for row, seed in wanted if not results.is_done(out, row, seed)]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {out} already", file=sys.stderr)
     commit = results.git_commit()
-
-    def keep(job: Job, result: Mapping[str, Any]) -> None:
-        content = {"row": job.name, **result, "git_commit": commit}
-        write_json(results.result_path(out, job.name, job.seed), content)
-
-    jobs = [Job(row.name, row.config, seed, validation=row.on_validation) for row, seed in missing]
-    failed = run_jobs(jobs, parsed.jobs, keep, progress=Progress(len(jobs)))
+    jobs = [
+        Job(
+            row.name,
+            row.config,
+            seed,
+            validation=row.on_validation,
+            device="cuda" if parsed.gpus else parsed.device,
+            root=parsed.root,
+            key=row.shown(),
+        )
+        for row, seed in missing
+    ]
+    failed = _do(parsed, jobs, out, commit) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
     if any(results.is_done(out, row, seed) for row, seed in wanted):
         _show(out)
     return 1 if failed else 0
+
+
+def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path, commit: str) -> list[tuple[Job, str]]:
+    """The runs, here or on the cluster; what went wrong."""
+    write = partial(_save, out, commit)
+    progress = Progress(len(jobs))
+    if parsed.on == "local":
+        return run_jobs(jobs, parsed.jobs, write, progress=progress)
+    from benchmarks.cluster import SlurmOptions, submit_jobs  # submitit is an extra
+
+    options = SlurmOptions(
+        partition=parsed.partition,
+        time_min=parsed.time,
+        mem_gb=parsed.mem,
+        cpus=parsed.cpus,
+        gpus=parsed.gpus,
+        extra=_pairs(parsed.sbatch, "--sbatch"),
+        wait=not parsed.detach,
+    )
+    return submit_jobs(jobs, out, write, progress=progress, options=options)
+
+
+def _save(out: Path, commit: str, job: Job, result: Mapping[str, Any]) -> None:
+    """Write a run's JSON; called in this process, or by the run itself on a cluster."""
+    results.save(out, job.name, job.key, commit, result)
+
+
+def _check_rows(rows: Sequence[Row], seed: int, root: str) -> None:
+    """Refuse what cannot run before the first run starts; what must be downloaded is, once."""
+    found = {row.config.suite for row in rows}
+    if len(found) != 1:
+        raise ValueError(f"one call runs rows of one suite, got rows of {', '.join(sorted(found)) or 'none'}")
+    from benchmarks.runs import check, stream_of  # torch takes seconds: only those who run wait for it
+
+    for row in rows:
+        check(row.config)
+    tried = []
+    for row in rows:
+        kind = (
+            (c := row.config).stream,
+            c.data,
+            c.scenario,
+            c.experiences,
+            c.base_classes,
+            c.train_images,
+            c.test_images,
+        )
+        if kind not in tried:
+            stream_of(row.config, seed, validation=row.on_validation, root=root)
+            tried.append(kind)
 
 
 def _show(out: Path) -> None:
@@ -161,8 +317,8 @@ def _show(out: Path) -> None:
     write_text(out / "table.md", text)
     from benchmarks.plots import plot_all  # matplotlib takes a second: only those who draw wait for it
 
-    plot_all(grouped, out)
-    print(f"JSON, table.md, accuracy_curves.png and accuracy_matrices.png are in {out.resolve()}")
+    drawn = ", ".join(path.name for path in plot_all(grouped, out))
+    print(f"JSON, table.md, {drawn} are in {out.resolve()}")
 
 
 def tune(parsed: argparse.Namespace) -> int:
@@ -170,20 +326,21 @@ def tune(parsed: argparse.Namespace) -> int:
     from benchmarks.tuning import tune as search
 
     rows = [row for row in _chosen(parsed) if parsed.rows or not row.base]
-    return 1 if search(rows, parsed.jobs) else 0
+    return 1 if search(rows, parsed.jobs, root=parsed.root) else 0
 
 
-def table(parsed: argparse.Namespace) -> int:
+def show_tables(parsed: argparse.Namespace) -> int:
     """Print or write tables from JSON."""
-    grouped = results.load_results(parsed.results)
+    everything = results.load_all(parsed.results)
     if parsed.write:
-        write_text(parsed.write, tables.results_page(grouped))
+        write_text(parsed.write, tables.results_page(everything))
         print(f"wrote {parsed.write}")
     for page in parsed.into:
-        tables.fill_page(page, grouped)
+        tables.fill_page(page, everything)
         print(f"updated the tables in {page}")
     if not (parsed.write or parsed.into):
-        print(tables.all_tables(grouped))
+        for grouped in everything.values():
+            print(tables.all_tables(grouped))
     return 0
 
 
@@ -191,8 +348,25 @@ def plot(parsed: argparse.Namespace) -> int:
     """Draw the figures from JSON."""
     from benchmarks.plots import plot_all
 
-    for path in plot_all(results.load_results(parsed.results), parsed.out or parsed.results):
-        print(f"wrote {path}")
+    everything = results.load_all(parsed.results)
+    for suite, grouped in everything.items():
+        nested = not any(parsed.results.glob("*-seed*.json"))
+        folder = (parsed.out or parsed.results) / suite if nested else parsed.out or parsed.results
+        for path in plot_all(grouped, folder):
+            print(f"wrote {path}")
+    return 0
+
+
+def report(parsed: argparse.Namespace) -> int:
+    """Write the HTML page, and RESULTS.md."""
+    from benchmarks.report import write_report
+
+    everything = results.load_all(parsed.results)
+    write_report(everything, parsed.out)
+    print(f"wrote {parsed.out.resolve()}")
+    if parsed.write:
+        write_text(parsed.write, tables.results_page(everything))
+        print(f"wrote {parsed.write}")
     return 0
 
 
@@ -215,21 +389,47 @@ def _positive(text: str) -> int:
 
 def _chosen(parsed: argparse.Namespace) -> list[Row]:
     """The named rows, or the main ones, with the ablations and trials if asked for."""
-    every = [load_row(name, parsed.suite) for name in row_names(parsed.suite)]
-    named = [load_row(name, parsed.suite) for name in dict.fromkeys(parsed.rows)]
+    suite = _suite(parsed)
+    named = [find_row(given, suite) for given in dict.fromkeys(parsed.rows)]
     wanted = [] if named else ["main"]
-    wanted += [table for table in ("ablation", "trial") if getattr(parsed, f"{table}s", False)]
-    return named + [row for row in every if row.table in wanted and row not in named]
+    wanted += [table for table in ("other", "ablation", "trial") if getattr(parsed, f"{table}s", False)]
+    if not wanted:
+        return named
+    return named + [row for row in load_rows(suite) if row.table in wanted and row not in named]
 
 
-def _changed(row: Row, memory: int | None, assignments: Sequence[str]) -> Row:
-    """The row with --memory and --set applied."""
-    changes: dict[str, Any] = {"memory": memory} if memory is not None and METHODS[row.config.method].has_memory else {}
+def _suite(parsed: argparse.Namespace) -> str:
+    """The suite of the call: named, that of one's own data, or what a given config file says."""
+    if parsed.suite:
+        return str(parsed.suite)
+    default = OWN_SUITE if getattr(parsed, "data", None) is not None else DEFAULT_SUITE
+    files = [given for given in parsed.rows if given.endswith(".toml")]
+    return find_row(files[0], default).config.suite if files else default
+
+
+def _assignments(parsed: argparse.Namespace) -> dict[str, Any]:
+    """--data and --set as changes of a config."""
+    changes: dict[str, Any] = {}
+    if parsed.data is not None:
+        changes = {"stream": "own", "data": str(parsed.data.expanduser().resolve())}
+    return changes | {key: _value(text) for key, text in _pairs(parsed.set, "--set").items()}
+
+
+def _pairs(assignments: Sequence[str], flag: str) -> dict[str, str]:
+    """KEY=VALUE as text."""
+    pairs = {}
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
+        key, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--set: expected KEY=VALUE, got {assignment!r}")
-        changes[key.strip()] = _value(value.strip())
+            raise ValueError(f"{flag}: expected KEY=VALUE, got {assignment!r}")
+        pairs[key.strip()] = text.strip()
+    return pairs
+
+
+def _changed(row: Row, memory: int | None, changes: Mapping[str, Any]) -> Row:
+    """The row with --memory, --data and --set applied."""
+    if memory is not None and row.method.has_memory:
+        changes = {"memory": memory, **changes}
     return replace(row, config=updated(row.config, changes, where=f"{row.name} with --set"))
 
 

@@ -1,26 +1,84 @@
 """Files that are there whole or not at all."""
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBE_BYTES = 8192  # more than a result of a few experiences
+LEFT_OVER_SECONDS = 3600.0  # a file is being written for milliseconds: an hour also covers a stopped process
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the target and move it there, so that a kill or a full disk leaves the old file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    """Write beside the target and move it there, so that a kill or a full disk leaves the old file as it was.
+
+    Raises:
+        OSError: it could not be written; where space is lacking, the message says how much is left.
+    """
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, f"could not write {path}: {_no_space(path.parent, error)}") from error
         raise
+
+
+def _no_space(folder: Path, error: OSError) -> str:
+    try:
+        left = f"{shutil.disk_usage(folder).free / 1024:.0f} KiB free there, and a quota or limit may be lower"
+    except OSError:
+        left = "free space unknown"
+    return f"{error.strerror} ({left}). What was there before is as it was; make room and give the same command again"
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and see that a result can be written there, before an hour goes into making it.
+
+    Temporary files that a killed process left there more than an hour ago are removed.
+
+    Raises:
+        ValueError: something that is no folder is in the way, or nothing can be written there.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() or place.is_symlink():
+            if not place.is_dir():
+                raise ValueError(f"{folder}: expected a folder for the results, but {place} is a file")
+            break
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", suffix=".part") as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+            # The file server's clock may not be ours, so its own time stamp is what the others are compared with.
+            _remove_left_over(folder, before=os.fstat(probe.fileno()).st_mtime - LEFT_OVER_SECONDS)
+    except OSError as error:
+        why = _no_space(folder, error) if error.errno in FULL else error.strerror
+        raise ValueError(f"{folder}: cannot write results there: {why}") from error
+
+
+def _remove_left_over(folder: Path, before: float) -> None:
+    for path in folder.glob(".*.part"):
+        try:
+            if path.stat().st_mtime < before:
+                path.unlink()
+        except OSError:  # another process was faster, or the file is another user's
+            continue
 
 
 def write_json(path: Path, content: Any) -> None:

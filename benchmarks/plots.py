@@ -1,6 +1,8 @@
-"""The two figures, made from result files alone; readable in grey and by the colour-blind."""
+"""The figures, made from result files alone; readable in grey and by the colour-blind."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,100 +12,260 @@ matplotlib.use("Agg")  # files only: no display is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
+from benchmarks.cells import OURS, by_memory, get, is_ours, memories, memory_of, peak_memory
 from benchmarks.configs import Row
-from benchmarks.results import Result, rows_of, suite_of
-from benchmarks.stats import mean_matrix
+from benchmarks.results import Grouped, rows_of, suite_of
+from benchmarks.stats import mean_matrix, mean_std
 
-Grouped = Mapping[str, Sequence[Result]]
+# Okabe and Ito's colours. The three methods have one each for themselves; the baselines share the others, so dashes and
+# markers tell those apart.
+OUR_COLOURS = dict(zip(OURS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
+COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#666666")
+DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+OUR_MARKERS = dict(zip(OURS, "osD", strict=True))
+MARKERS = "^vPX*<>hpd8"
+BANDED = 12  # up to so many baselines have a band; more would hide each other
+DOTS = 140  # per inch
+NUMBERED = 12  # up to so many experiences a matrix has its numbers written in
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a label may hold a $
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
-# Okabe and Ito's colours; with twelve rows they repeat, so dashes and markers tell the lines apart as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vP*Xp<>h"
-OURS = ("co2l", "ssil", "csd")
+
+@dataclass(frozen=True)
+class Look:
+    """How a row is drawn, in every figure of its suite."""
+
+    colour: str
+    dash: Any
+    marker: str
+    width: float
+    band: float
 
 
 def plot_all(grouped: Grouped, folder: Path) -> list[Path]:
-    """Write both figures of the main rows; returns their paths."""
-    rows = rows_of(grouped, "main") or rows_of(grouped, "ablation")
-    return [plot_curves(rows, grouped, folder), plot_matrices(rows, grouped, folder)]
+    """Write the figures of the main rows as PNG; returns their paths."""
+    paths = []
+    for name, draw in FIGURES.items():
+        path = folder / f"{name}.png"
+        part = path.with_name(f".{path.name}.part")
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(rendered(draw, grouped))
+        part.replace(path)
+        paths.append(path)
+    return paths
 
 
-def plot_curves(rows: Sequence[Row], grouped: Grouped, folder: Path) -> Path:
-    """Accuracy over the classes seen so far after each experience, mean and a band of one standard deviation.
+def rendered(draw: Callable[[Grouped], Any], grouped: Grouped) -> bytes:
+    """A figure as PNG, the same bytes for the same results.
 
-    Left the whole range, right the upper part of it, where the methods with a memory lie close together.
+    128 colours are all that such a figure needs, at a fifth of the size.
     """
-    figure, (whole, upper) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-    curves = {row.name: 100 * np.array([r["seen_accuracy"] for r in grouped[row.name]]) for row in rows}
-    for axes in (whole, upper):
-        for index, row in enumerate(rows):
-            _curve(axes, index, row, curves[row.name])
-        axes.set_xticks(range(1, max(values.shape[1] for values in curves.values()) + 1))
-        axes.set_xlabel("experience trained")
-        axes.grid(alpha=0.3)
-    ends = [values.mean(axis=0)[-1] for values in curves.values()]
-    whole.set_ylim(0, 101)
-    upper.set_ylim(max(0, min((end for end in ends if end > 50), default=0) - 3), 100.5)
-    whole.set_ylabel("accuracy on all classes seen so far (%)")
-    upper.set_title("the same, upper part", fontsize="medium")
-    whole.set_title(f"{suite_of(grouped)}: mean ± standard deviation over seeds", fontsize="medium")
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside right center", fontsize="small", handlelength=4)
-    return _save(figure, folder / "accuracy_curves.png")
+    with plt.rc_context(STYLE):
+        figure = draw(grouped)
+        drawn, file = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=DOTS)
+        plt.close(figure)
+    image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image.save(file, format="png", optimize=True)
+    return file.getvalue()
 
 
-def _curve(axes: Any, index: int, row: Row, values: Any) -> None:
-    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // 3 % len(DASHES)]
+def shown_rows(grouped: Grouped) -> list[Row]:
+    """The rows of the figures: the main ones, or where there are none, all."""
+    rows = rows_of(grouped, "main") or rows_of(grouped, "ablation") or rows_of(grouped, "trial")
+    return by_memory(rows, grouped)
+
+
+def looks(rows: Sequence[Row]) -> dict[str, Look]:
+    """By label, so that a method looks the same with every memory; ours first."""
+    found: dict[str, Look] = {}
+    methods: list[str] = []
+    for row in sorted(filter(is_ours, rows), key=lambda row: OURS.index(row.config.method)):
+        if row.label not in found:  # a second row of a method differs in its dashes
+            method = row.config.method
+            dash = ("-", *DASHES)[methods.count(method) % (len(DASHES) + 1)]
+            found[row.label] = Look(OUR_COLOURS[method], dash, OUR_MARKERS[method], 2.8, 0.18)
+            methods.append(method)
+    others = [label for label in dict.fromkeys(row.label for row in rows) if label not in found]
+    for index, label in enumerate(others):
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+        band = 0.08 if len(others) <= BANDED else 0.0
+        found[label] = Look(colour, dash, MARKERS[index % len(MARKERS)], 1.2, band)
+    return found
+
+
+# ---- curves
+
+
+def accuracy_curves(grouped: Grouped) -> Any:
+    """Accuracy over the experiences seen so far after each experience."""
+    return _curves(grouped, "seen_accuracy", "accuracy on all experiences so far (%)")
+
+
+def recall_curves(grouped: Grouped) -> Any:
+    """Recall@1 after each experience."""
+    return _curves(grouped, "recall_at_1", "Recall@1 (%)")
+
+
+def _curves(grouped: Grouped, key: str, label: str) -> Any:
+    """For each size of memory two panels, the whole range and the upper part; rows without a memory are in all."""
+    rows = [row for row in shown_rows(grouped) if all(result.get(key) for result in grouped[row.name])]
+    values = {row.name: 100 * np.array([result[key] for result in grouped[row.name]]) for row in rows}
+    look = looks(rows)
+    sizes = memories(rows, grouped) or [0]
+    across = (1, 2) if len(sizes) == 1 else (2, len(sizes))  # the two panels side by side, or one above the other
+    columns = 1 if len(look) <= 22 else 2
+    size = (5 * across[1] + 2.2 * columns, 4.9 if across[0] == 1 else 7.6)
+    figure, grid = plt.subplots(*across, figsize=size, layout="constrained", squeeze=False)
+    pairs = [grid[0]] if len(sizes) == 1 else [*grid.T]
+    for memory, (whole, upper) in zip(sizes, pairs, strict=True):
+        shown = [row for row in rows if memory_of(row, grouped) in (0, memory)]
+        for axes in (whole, upper):
+            for row in shown:
+                curve(axes, row.label, look[row.label], values[row.name])
+            axes.grid(alpha=0.25)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        means = [values[row.name].mean(axis=0) for row in shown]
+        low = min((mean.min() for mean in means if mean[-1] > 50), default=0)
+        which = f"memory {memory}, " if len(sizes) > 1 else ""
+        whole.set(ylim=(0, 101), title=f"{which}whole range")
+        upper.set(ylim=(max(0, low - 2), 100.5), title=f"{which}upper part")
+    figure.supxlabel("experience trained", fontsize="medium")
+    figure.supylabel(label, fontsize="medium")
+    bands = "bands" if all(look[row.label].band for row in rows) else "bands for ours"
+    seeds = max((len(curves) for curves in values.values()), default=0)
+    spread = f"mean over seeds, {bands} ± one standard deviation" if seeds > 1 else "one seed"
+    figure.suptitle(f"{suite_of(grouped)}: {spread}", fontsize="large")
+    lines = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    named = [name for name in look if name in lines]
+    figure.legend(
+        [lines[name] for name in named],
+        named,
+        loc="outside right center",
+        ncols=columns,
+        handlelength=3.5,
+        fontsize="small",
+        frameon=False,
+    )
+    return figure
+
+
+def curve(axes: Any, label: str, look: Look, values: Any) -> Any:
+    """Draw one row: `values` in percent, seeds by steps; a row of a single step is a level line."""
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0 * values[0]
     if len(mean) == 1:  # joint training has no steps
-        axes.axhline(mean[0], color="0.4", linestyle=(0, (1, 1)), linewidth=1.5, label=row.label)
+        axes.axhline(mean[0], color="0.35", linestyle=(0, (1, 1)), linewidth=1.5, label=label)
         axes.axhspan(mean[0] - std[0], mean[0] + std[0], color="0.4", alpha=0.1, linewidth=0)
-        return
+        return axes
     steps = np.arange(1, len(mean) + 1)
-    width = 2.6 if row.config.method in OURS else 1.3
-    style = {"color": colour, "linestyle": dash, "marker": MARKERS[index % len(MARKERS)], "linewidth": width}
-    axes.plot(steps, mean, label=row.label, markersize=6, **style)
-    axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
+    style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker, "linewidth": look.width}
+    front = 3 if look.width > 2 else 2
+    every = max(1, len(mean) // 10)
+    axes.plot(steps, mean, label=label, markersize=5, markevery=every, zorder=front, **style)
+    if look.band:
+        axes.fill_between(steps, mean - std, mean + std, color=look.colour, alpha=look.band, linewidth=0)
+    return axes
 
 
-def plot_matrices(rows: Sequence[Row], grouped: Grouped, folder: Path) -> Path:
-    """A small heat map per row: mean accuracy on experience j after training on experience i, numbers written in."""
-    shown = [row for row in rows if len(grouped[row.name][0]["accuracy_matrix"]) > 1] or list(rows)
-    columns = min(4, len(shown))
-    lines = -(-len(shown) // columns)
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(2.6 * columns + 0.8, 2.6 * lines + 0.4), squeeze=False, layout="constrained"
-    )
+# ---- matrices
+
+
+def accuracy_matrices(grouped: Grouped) -> Any:
+    """A small heat map per row: mean accuracy on experience j after training on experience i."""
+    rows = shown_rows(grouped)
+    rows = [row for row in rows if len(grouped[row.name][0]["accuracy_matrix"]) > 1] or rows
+    several = len(memories(rows, grouped)) > 1
+    columns = min(5, len(rows))
+    lines = -(-len(rows) // columns)
+    size = (2.3 * columns + 1, 2.45 * lines + 0.5)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     image: Any = None
     for place, axes in enumerate(grid.flat):
-        if place >= len(shown):
+        if place >= len(rows):
             axes.axis("off")
             continue
-        row = shown[place]
-        image = _heat_map(
-            axes, row.label, 100 * np.array(mean_matrix([r["accuracy_matrix"] for r in grouped[row.name]]))
-        )
-    figure.colorbar(image, ax=grid, label="accuracy (%)", shrink=0.6)
+        row = rows[place]
+        size_of = memory_of(row, grouped)
+        title = f"{row.label}\nmemory {size_of}" if several and size_of else row.label
+        image = heat_map(axes, title, 100 * np.array(mean_matrix([r["accuracy_matrix"] for r in grouped[row.name]])))
+    figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 1.6 / lines), aspect=25)
     figure.supxlabel("evaluated on experience", fontsize="medium")
     figure.supylabel("after training on experience", fontsize="medium")
-    return _save(figure, folder / "accuracy_matrices.png")
+    return figure
 
 
-def _heat_map(axes: Any, title: str, matrix: Any) -> Any:
+def heat_map(axes: Any, title: str, matrix: Any) -> Any:
+    """Draw a matrix in percent; returns the image."""
     image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
-    for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="black" if value > 50 else "white")
-    axes.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1), fontsize="small")
-    axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1), fontsize="small")
+    if matrix.shape[1] <= NUMBERED:
+        small = 7 if matrix.shape[1] <= 6 else 5
+        for (i, j), value in np.ndenumerate(matrix):
+            shade = "black" if value > 50 else "white"
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=small, color=shade)
+    for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
+        places = [*range(count)] if count <= NUMBERED else [0, *range(4, count, 5)]
+        axis.set_ticks(places, [str(place + 1) for place in places], fontsize="small")
     axes.set_title(title, fontsize="small")
+    axes.spines[:].set_visible(False)
     return image
 
 
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part, dpi=150)
-    plt.close(figure)
-    part.replace(path)
-    return path
+# ---- cost
+
+
+def cost(grouped: Grouped) -> Any:
+    """Bars: seconds of training and of the rest, and peak memory where it was measured."""
+    rows = shown_rows(grouped)
+    several = len(memories(rows, grouped)) > 1
+    labels = [
+        f"{row.label}, {memory_of(row, grouped)}" if several and memory_of(row, grouped) else row.label for row in rows
+    ]
+    measured = [mean_std([peak_memory(result) for result in grouped[row.name]]) for row in rows]
+    panels = 2 if any(measured) else 1
+    figure, grid = plt.subplots(
+        1, panels, figsize=(4.6 * panels + 2, 0.27 * len(rows) + 1.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    _seconds(grid[0, 0], rows, grouped)
+    if any(measured):
+        bars(grid[0, 1], rows, [found[0] if found else 0.0 for found in measured], "peak memory (MiB)")
+    grid[0, 0].set_yticks(range(len(rows)), labels)
+    grid[0, 0].invert_yaxis()
+    return figure
+
+
+def _seconds(axes: Any, rows: Sequence[Row], grouped: Grouped) -> None:
+    means = [
+        [mean_std([get(key)(result) for result in grouped[row.name]]) for row in rows]
+        for key in ("seconds_training", "seconds_total")
+    ]
+    training, total = ([found[0] if found else 0.0 for found in column] for column in means)
+    spread = [found[1] if found else 0.0 for found in means[1]]
+    bars(axes, rows, training, "seconds per run: training, the rest hatched")
+    rest = [max(0.0, whole - part) for whole, part in zip(total, training, strict=True)]
+    axes.barh(range(len(rows)), rest, left=training, color="white", edgecolor="0.4", hatch="////", linewidth=0.5)
+    axes.errorbar(total, range(len(rows)), xerr=spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+
+
+def bars(axes: Any, rows: Sequence[Row], values: Sequence[float], label: str) -> Any:
+    """Level bars, ours in their colours and baselines in grey."""
+    colours = [OUR_COLOURS.get(row.config.method, "#BBBBBB") for row in rows]
+    axes.barh(range(len(rows)), values, color=colours, edgecolor="0.4", linewidth=0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    return axes
+
+
+FIGURES: Mapping[str, Callable[[Grouped], Any]] = {
+    "accuracy_curves": accuracy_curves,
+    "recall_curves": recall_curves,
+    "accuracy_matrices": accuracy_matrices,
+    "cost": cost,
+}

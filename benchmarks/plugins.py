@@ -1,40 +1,126 @@
-"""Small Avalanche plugins that make the comparison fair: the same augmentation and rate schedule for every row."""
+"""Small Avalanche plugins that every run shares: augmentation, accuracy with the task known, progress."""
 
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.training.plugins import SupervisedPlugin
+
+REPLAY_LOADER = "replay_loader"  # how Avalanche's strategies and plugins call a replay loader of their own
+SECONDS_BETWEEN_REPORTS = 0.5
 
 
 class BatchAugment(SupervisedPlugin):
     """Augment what the model trains on, replayed images included; evaluation and buffers see the plain images.
 
-    ER-ACE and DER++ draw their replay batch from a loader of their own, behind the plugin hooks: that one is wrapped.
+    ER-ACE, ER-AML, DER++ and MIR draw their replay batch from a loader of their own, behind the plugin hooks: that one
+    is wrapped. Only the reference gradients of GEM and A-GEM are of plain images.
     """
 
     def __init__(self, augmentation: Any):
         super().__init__()
         self.augmentation = augmentation
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Wrap the replay loader, which these strategies make anew for each experience."""
-        loader = getattr(strategy, "replay_loader", None)
-        if loader is not None:
-            strategy.replay_loader = ((self.augmentation(x), *rest) for x, *rest in loader)
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Wrap the replay loaders, which their owners have made by now."""
+        for owner in (strategy, *strategy.plugins):
+            loader = getattr(owner, REPLAY_LOADER, None)
+            if loader is not None and not isinstance(loader, _Augmented):
+                setattr(owner, REPLAY_LOADER, _Augmented(loader, self.augmentation, strategy.device))
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Augment the batch in place of the loader's; runs in training only."""
         strategy.mbatch[0] = self.augmentation(strategy.mbatch[0])
 
 
-class LaterRate(SupervisedPlugin):
-    """Multiply the learning rate once, when the second experience begins."""
+class _Augmented:
+    """A replay loader whose images are augmented; features, of feature replay, are left alone."""
 
-    def __init__(self, factor: float):
+    def __init__(self, loader: Iterator[Any], augmentation: Any, device: torch.device):
+        self.loader, self.augmentation, self.device = loader, augmentation, device
+
+    def __iter__(self) -> "_Augmented":
+        return _Augmented(iter(self.loader), self.augmentation, self.device)
+
+    def __next__(self) -> tuple[Any, ...]:
+        x, *rest = next(self.loader)
+        return (self.augmentation(x.to(self.device)) if x.ndim == 4 else x, *rest)
+
+
+class TaskAccuracy(PluginMetric[float]):
+    """Accuracy of each experience with its classes known: logits of all other classes are left out.
+
+    The same classifier as ever, told at test time which experience an image is from: the "task-incremental accuracy"
+    of Co2L's and DER's papers. Named ``TaskAcc_Exp/eval_phase/.../ExpNNN``.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.factor = factor
+        self.right = 0
+        self.seen = 0
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Scale every parameter group."""
-        if strategy.clock.train_exp_counter == 1:
-            for group in strategy.optimizer.param_groups:
-                group["lr"] *= self.factor
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.right = self.seen = 0
+
+    def result(self) -> float | None:
+        """Share of images classified rightly, in [0, 1]; None before any image."""
+        return self.right / self.seen if self.seen else None
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Each experience counts on its own."""
+        self.reset()
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Count the batch; the strategy's output is only read."""
+        logits, y = strategy.mb_output, strategy.mb_y
+        # A head that has not grown to a class yet cannot choose it.
+        classes = sorted(int(c) for c in strategy.experience.classes_in_this_experience if int(c) < logits.shape[1])
+        self.seen += len(y)
+        if classes:
+            known = torch.tensor(classes, device=logits.device)
+            self.right += int((known[logits[:, known].argmax(dim=1)] == y).sum())
+
+    def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
+        """Emit the experience's accuracy."""
+        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
+        return [MetricValue(self, name, self.result(), strategy.clock.train_iterations)]
+
+    def __str__(self) -> str:
+        return "TaskAcc_Exp"
+
+
+class ReportProgress(SupervisedPlugin):
+    """Tell how far a run is, at most twice a second and at the end of each training step.
+
+    Args:
+        report: takes the share done, in [0, 1], and where the run stands in words.
+        steps: number of times that ``train`` is called on something.
+    """
+
+    def __init__(self, report: Callable[[float, str], None], steps: int):
+        super().__init__()
+        self.report, self.steps = report, steps
+        self._last = 0.0
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Report, unless it was just done."""
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_REPORTS:
+            return
+        self._last = now
+        clock = strategy.clock  # Avalanche advances it after all plugins
+        of_epoch = min(1.0, (clock.train_epoch_iterations + 1) / max(1, len(strategy.dataloader)))
+        of_step = min(1.0, (clock.train_exp_epochs + of_epoch) / strategy.train_epochs)
+        step = clock.train_exp_counter
+        words = f"experience {step + 1}/{self.steps}, epoch {clock.train_exp_epochs + 1}/{strategy.train_epochs}"
+        self.report((step + of_step) / self.steps, words)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Report the end of a step, however short it was."""
+        done = strategy.clock.train_exp_counter + 1
+        self.report(done / self.steps, f"experience {done}/{self.steps}")

@@ -1,22 +1,30 @@
-"""Run many jobs in a few processes that import torch and Avalanche once, and say all the while where things stand."""
+"""Run many jobs in a few processes that import torch and Avalanche once; one bad run stops no other."""
 
 import multiprocessing
 import os
+import pickle
+import select
 import signal
-import sys
 import threading
 import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from multiprocessing.connection import Connection
+from typing import Any
 
 from benchmarks.configs import Config
+from benchmarks.progress import Key
+from benchmarks.progress import Progress as Progress
+
+Outcome = dict[str, Any] | str  # a result, or what went wrong
+
+REPORT_SECONDS = 0.2  # between two messages of one run
 
 
 @dataclass(frozen=True)
@@ -27,50 +35,19 @@ class Job:
     config: Config
     seed: int
     validation: bool = False
+    device: str = "cpu"
+    root: str = ""
     key: Any = None
 
+    @property
+    def id(self) -> Key:
+        """What tells the runs of one call apart."""
+        return self.name, self.seed, self.validation
 
-class Progress:
-    """A line per finished run, and on a terminal a last line that moves.
-
-    Args:
-        total: runs to do.
-        out: where to write; standard error by default, so that a table on standard output can be piped.
-    """
-
-    def __init__(self, total: int, out: TextIO | None = None):
-        self.total = total
-        self.out = sys.stderr if out is None else out
-        self.done = 0
-        self.began = time.monotonic()
-        self.moving = self.out.isatty()
-
-    def finished(self, text: str) -> None:
-        """One more run is over."""
-        self.done += 1
-        width = len(str(self.total))
-        self._line(f"[{self.done:{width}}/{self.total}] {text}")
-
-    def status(self, running: Sequence[str]) -> None:
-        """What runs now; on a terminal only, a log gets the finished lines."""
-        if self.moving and running:
-            text = f"{self.done}/{self.total} done · {', '.join(running)} · {self.times()}"
-            self.out.write("\r\033[K" + text)
-            self.out.flush()
-
-    def times(self) -> str:
-        """Elapsed, and an estimate of the rest from the runs so far."""
-        elapsed = time.monotonic() - self.began
-        left = "?" if not self.done else _clock(elapsed / self.done * (self.total - self.done))
-        return f"{_clock(elapsed)} elapsed, about {left} left"
-
-    def _line(self, text: str) -> None:
-        self.out.write(("\r\033[K" if self.moving else "") + f"{text} · {self.times()}\n")
-        self.out.flush()
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        return f"{self.name} seed {self.seed}"
 
 
 def run_jobs(
@@ -86,86 +63,115 @@ def run_jobs(
         jobs: in the order they shall start.
         processes: worker processes; with 1 the runs happen in this process.
         on_result: called here, in the parent.
-        progress: told of each end.
+        progress: told of each start and end, and of what the runs report in between.
     """
     failed = []
-    for job, outcome in _in_this_process(jobs, progress) if processes == 1 else _in_workers(jobs, processes, progress):
-        if isinstance(outcome, str):
-            failed.append((job, outcome))
-            progress.finished(f"{job.name} seed {job.seed} · FAILED: {outcome.strip().splitlines()[-1]}")
-        else:
-            on_result(job, outcome)
-            progress.finished(f"{job.name} seed {job.seed} · {_figures(outcome)} · {outcome['seconds_total']:.1f} s")
+    outcomes = _in_this_process(jobs, progress) if processes == 1 else _in_workers(jobs, processes, progress)
+    with closing(progress), closing(outcomes):  # if on_result fails, the workers end here and not some time later
+        for job, outcome in outcomes:
+            if isinstance(outcome, str):
+                failed.append((job, outcome))
+                progress.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
+            else:
+                on_result(job, outcome)
+                progress.finished(job, f"{figures(outcome)} · {outcome['seconds_total']:.1f} s")
     return failed
 
 
-def _figures(result: dict[str, Any]) -> str:
+def last_line(text: str) -> str:
+    """Of a traceback: the exception."""
+    return text.strip().splitlines()[-1]
+
+
+def figures(result: dict[str, Any]) -> str:
+    """A result in a few words."""
     return f"accuracy {100 * result['final_accuracy']:.1f} · Recall@1 {100 * result['recall_at_1'][-1]:.1f}"
 
 
-def _in_this_process(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[Job, dict[str, Any] | str]]:
-    with _one_thread():
+def _in_this_process(jobs: Sequence[Job], progress: Progress) -> Generator[tuple[Job, Outcome]]:
+    with _one_thread(), _quiet(), _reports_to(progress.moved):
         for job in jobs:
-            progress.status([f"{job.name}/{job.seed}"])
+            progress.started(job)
             yield job, _attempt(job)
 
 
-def _in_workers(jobs: Sequence[Job], processes: int, progress: Progress) -> Iterator[tuple[Job, dict[str, Any] | str]]:
-    """Only as many jobs are handed out as there are workers, so that it is known what runs."""
+def _in_workers(jobs: Sequence[Job], processes: int, progress: Progress) -> Generator[tuple[Job, Outcome]]:
+    """As many pools of one process as may run at a time, so that a process that dies takes no other run with it."""
     waiting = deque(jobs)
-    pool = _pool(processes)
-    running: dict[Future[dict[str, Any] | str], Job] = {}
+    messages, writer = _pipe()
+    pools: dict[int, ProcessPoolExecutor] = {}
+    running: dict[Future[Outcome], tuple[int, Job]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < processes:
-                try:
-                    running[pool.submit(_attempt, waiting[0])] = waiting[0]
-                    waiting.popleft()
-                except BrokenProcessPool:
-                    pool = _pool(processes)
-            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            broken = False
-            for future in done:  # a dead worker fails its neighbours' runs too: which run it was cannot be told
-                job = running.pop(future)
+            idle = [slot for slot in range(processes) if slot not in [slot for slot, _ in running.values()]]
+            for slot in idle[: len(waiting)]:
+                job = waiting.popleft()
+                running[_submit(pools, slot, job, writer)] = slot, job
+                progress.started(job)
+            done, _ = wait(running, timeout=0.25 if progress.moving else 1.0, return_when=FIRST_COMPLETED)
+            while messages is not None and messages.poll():
+                progress.moved(*pickle.loads(messages.recv_bytes()))
+            for future in done:
+                slot, job = running.pop(future)
                 try:
                     yield job, future.result()
                 except BrokenProcessPool:
-                    broken = True
+                    pools.pop(slot).shutdown(wait=False)
                     yield job, "its worker process died (killed, or out of memory?)"
-            if broken:  # the pool takes no more jobs, and what ran beside the dead worker is lost with it
-                waiting.extendleft(running.values())
-                running.clear()
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool(processes)
-            progress.status([f"{job.name}/{job.seed}" for job in running.values()])
+            progress.draw()
     except BaseException:
-        _stop(pool)
+        _stop(pools.values())
         raise
-    pool.shutdown()
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+        for end in (messages, writer):
+            if end is not None:
+                end.close()
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
+def _pipe() -> tuple[Connection, Connection] | tuple[None, None]:
+    """For the workers' reports, where processes can share one without a lock; elsewhere runs are silent till they end.
+
+    A killed worker would keep a lock, but a POSIX pipe takes writes of up to PIPE_BUF bytes whole or not at all.
+    """
+    if os.name != "posix":
+        return None, None
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    os.set_blocking(writer.fileno(), False)  # a run does not wait for a parent that does not read
+    return reader, writer
+
+
+def _submit(pools: dict[int, ProcessPoolExecutor], slot: int, job: Job, writer: Connection | None) -> Future[Outcome]:
+    """Give the job to the slot's process, a new one if it has none or if that died since its last run."""
+    if slot in pools:
+        try:
+            return pools[slot].submit(_attempt, job)
+        except BrokenProcessPool:
+            pools[slot].shutdown(wait=False)
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half alive
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(writer,))
+    return pools[slot].submit(_attempt, job)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
+def _stop(pools: Iterable[ProcessPoolExecutor]) -> None:
     """End the workers at once: after Ctrl-C nobody wants to wait for the runs under way."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.terminate()
+    for pool in pools:
+        for worker in list((pool._processes or {}).values()):
+            worker.terminate()
 
 
-def _start_worker() -> None:
+def _start_worker(writer: Connection | None) -> None:
     """Import once, one thread per process, leave Ctrl-C to the parent, and end when the parent is killed."""
+    global _tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Avalanche's own deprecations would tear the progress apart, and it resets any filter against them.
-    warnings.showwarning = lambda *words, **named: None
+    warnings.showwarning = _ignore
     import torch
 
     torch.set_num_threads(1)
+    if writer is not None:
+        _tell = _Sender(writer)
 
 
 def _end_with_parent() -> None:
@@ -174,6 +180,52 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+class _Sender:
+    """Sends a run's reports to the parent, a few a second at most."""
+
+    def __init__(self, writer: Connection):
+        self.writer = writer
+        self.sent = 0.0
+
+    def __call__(self, key: Key, share: float, what: str) -> None:
+        if 0 < share < 1 and time.monotonic() - self.sent < REPORT_SECONDS:
+            return
+        self.sent = time.monotonic()
+        message = pickle.dumps((key, share, what))
+        if len(message) + 8 <= select.PIPE_BUF:
+            try:
+                self.writer.send_bytes(message)
+            except OSError:  # the pipe is full or the parent is gone: a report is no reason to stop
+                return
+
+
+def _ignore(*words: Any, **named: Any) -> None:
+    """Does nothing."""
+
+
+_tell: Callable[[Key, float, str], None] = _ignore  # where this process's runs report
+
+
+@contextmanager
+def _reports_to(listener: Callable[[Key, float, str], None]) -> Iterator[None]:
+    global _tell
+    before, _tell = _tell, listener
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Avalanche's own deprecations would tear the progress apart, and it resets any filter against them."""
+    before, warnings.showwarning = warnings.showwarning, _ignore
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager
@@ -188,11 +240,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _attempt(job: Job) -> dict[str, Any] | str:
+def execute_job(job: Job, report: Callable[[float, str], None]) -> dict[str, Any]:
+    """The run of a job in this process."""
+    from benchmarks.runs import execute  # torch and Avalanche take seconds
+
+    return execute(job.config, job.seed, validation=job.validation, device=job.device, root=job.root, report=report)
+
+
+def _attempt(job: Job) -> Outcome:
     """The result, or the traceback as text, since not every exception can be sent between processes."""
     try:
-        from benchmarks.runs import execute
-
-        return execute(job.config, job.seed, validation=job.validation)
+        return execute_job(job, lambda share, what: _tell(job.id, share, what))
     except Exception:
         return traceback.format_exc()

@@ -1,14 +1,16 @@
-"""Results on disk: one JSON per row and seed in a folder."""
+"""Results on disk: one JSON per row and seed in a folder, one folder per suite."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.configs import Row, load_row, nearest, row_names
-from benchmarks.files import read_json
+from benchmarks.catalog import METHODS
+from benchmarks.configs import CONFIGS, Config, Row, load_row, plain_defaults, row_files, row_order, same_config
+from benchmarks.files import read_json, write_json
 
 Result = Mapping[str, Any]
+Grouped = Mapping[str, Sequence[Result]]  # by row name, seeds in order
 
 
 def result_path(folder: Path, row: str, seed: int) -> Path:
@@ -18,12 +20,19 @@ def result_path(folder: Path, row: str, seed: int) -> Path:
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:
     """Whether the run's JSON is there with exactly this config; an unreadable file counts as not done."""
-    path = result_path(folder, row.name, seed)
     try:
-        stored = read_json(path)
+        stored = read_json(result_path(folder, row.name, seed))
     except (FileNotFoundError, ValueError):
         return False
-    return bool(stored.get("config") == row.config.as_dict() and stored.get("seed") == seed)
+    return (
+        isinstance(stored, dict) and same_config(stored.get("config"), row.config) and stored.get("seed") == seed
+    ) and stored.get("evaluated_on") == ("validation" if row.on_validation else "test")
+
+
+def save(folder: Path, row: str, shown: Mapping[str, str], commit: str, result: Result) -> None:
+    """Write one run's JSON, whole or not at all."""
+    content = {"row": row, "shown": dict(shown), **result, "git_commit": commit}
+    write_json(result_path(folder, row, int(result["seed"])), content)
 
 
 def load_results(folder: Path) -> dict[str, list[Result]]:
@@ -35,6 +44,9 @@ def load_results(folder: Path) -> dict[str, list[Result]]:
     grouped: dict[str, list[Result]] = {}
     for path in sorted(folder.glob("*-seed*.json")):
         result = read_json(path)
+        if not isinstance(result, dict) or not {"row", "config", "seed"} <= result.keys():
+            raise ValueError(f"{path}: expected the result of a run, with row, config and seed; what wrote it?")
+        result["config"] = {**plain_defaults(), **result["config"]}
         grouped.setdefault(result["row"], []).append(result)
     if not grouped:
         raise ValueError(f"{folder}: expected <row>-seed<n>.json files, found none. Is it the --out folder of a run?")
@@ -48,20 +60,47 @@ def load_results(folder: Path) -> dict[str, list[Result]]:
     return grouped
 
 
-def suite_of(grouped: Mapping[str, Sequence[Result]]) -> str:
+def load_all(root: Path) -> dict[str, Grouped]:
+    """Results by suite: of a folder of results, or of a folder of such folders.
+
+    Raises:
+        ValueError: nothing there, or what `load_results` refuses.
+    """
+    folders = [root] if any(root.glob("*-seed*.json")) else sorted({p.parent for p in root.glob("*/*-seed*.json")})
+    if not folders:
+        raise ValueError(f"{root}: expected <row>-seed<n>.json files there or one folder down, found none")
+    found: dict[str, Grouped] = {}
+    for folder in folders:
+        grouped = load_results(folder)
+        suite = suite_of(grouped)
+        if suite in found:
+            raise ValueError(f"{root}: two folders hold results of {suite}; the second is {folder}")
+        found[suite] = grouped
+    return found
+
+
+def suite_of(grouped: Grouped) -> str:
     """The one suite of loaded results."""
     return str(next(iter(grouped.values()))[0]["config"]["suite"])
 
 
-def rows_of(grouped: Mapping[str, Sequence[Result]], table: str) -> list[Row]:
-    """The rows of one table that have results, in table order."""
+def rows_of(grouped: Grouped, table: str) -> list[Row]:
+    """The rows of one table that have results, in table order.
+
+    How a row is shown comes from its TOML file if the suite still has one, else from the results themselves.
+    """
     suite = suite_of(grouped)
-    known = row_names(suite)
-    for name in grouped:
-        if name not in known:
-            raise ValueError(f"results of {name!r}, which has no config in {suite}{nearest(name, known)}")
-    rows = [load_row(name, suite) for name in known if name in grouped]
-    return [row for row in rows if row.table == table]
+    known = row_files(suite) if (CONFIGS / suite).is_dir() else {}
+    rows = [load_row(name, suite) if name in known else _stored_row(name, grouped[name][0]) for name in grouped]
+    return sorted((row for row in rows if row.table == table), key=row_order)
+
+
+def _stored_row(name: str, result: Result) -> Row:
+    shown = result.get("shown", {})
+    stored = {**result["config"], "milestones": tuple(result["config"]["milestones"])}
+    if stored["method"] not in METHODS and ":" not in stored["method"]:
+        raise ValueError(f"results of {name!r} are of a method {stored['method']!r} that is not known here")
+    return Row(name, Config(**stored), **{"label": name, **shown})
 
 
 def git_commit() -> str:

@@ -2,9 +2,10 @@
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,98 +13,224 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin
 
+from avalanche_contrastive import ExperienceSchedule
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.data import BatchAugmentation
 from avalanche_contrastive.metrics import retrieval_metrics
-from benchmarks.catalog import METHODS
-from benchmarks.configs import Config
-from benchmarks.models import Built, Setting
-from benchmarks.plugins import BatchAugment, LaterRate
-from benchmarks.stats import forgetting, learning_accuracy, seen_accuracy
-from benchmarks.streams import SUITES, Suite, make_stream
+from benchmarks.augment import make_augmentation
+from benchmarks.catalog import method_of
+from benchmarks.configs import Config, nearest
+from benchmarks.measure import PeakMemory, describe_device
+from benchmarks.models import NETWORKS, Built, Setting
+from benchmarks.plugins import BatchAugment, ReportProgress, TaskAccuracy
+from benchmarks.stats import backward_transfer, forgetting, learning_accuracy, seen_accuracy
+from benchmarks.streams import STREAMS, Stream, make_stream
 
 EVAL_BATCH = 256
 
+Report = Callable[[float, str], None]  # share done in [0, 1], and where the run stands in words
 
-def execute(config: Config, seed: int, *, validation: bool = False) -> dict[str, Any]:
+
+def execute(
+    config: Config,
+    seed: int,
+    *,
+    validation: bool = False,
+    device: str = "cpu",
+    root: str = "",
+    report: Report | None = None,
+) -> dict[str, Any]:
     """Train through the stream, evaluate on all of it after each experience.
 
     Args:
         config: what to run.
         seed: of the weights, the batches and the class order.
         validation: evaluate on held-out training images, not on the test images.
+        device: "cpu", "cuda", or "auto" for the one that is there.
+        root: folder of downloaded data sets; "": Avalanche's.
+        report: told of progress.
 
     Returns:
         Figures and provenance, ready for JSON.
+
+    Raises:
+        ValueError: something in the config that is not possible; see `check`.
     """
     began = time.perf_counter()
+    check(config)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     RNGManager.set_random_seeds(seed)
-    suite = SUITES[config.suite]
-    stream = make_stream(suite, seed, validation=validation)
-    built = build(config, suite)
-    matrix: list[list[float]] = []
-    recall: list[float] = []
-    training = 0.0
-    for step in _steps(config, stream.benchmark):
-        start = time.perf_counter()
-        built.strategy.train(step)
-        training += time.perf_counter() - start
-        figures = built.strategy.eval(stream.benchmark.test_stream)
-        matrix.append([_figure(figures, "Top1_Acc_Exp/", f"/Exp{j:03d}") for j in range(suite.experiences)])
-        recall.append(_figure(figures, "Recall@1_Stream/"))
+    stream = stream_of(config, seed, validation=validation, root=root)
+    built = build(config, stream, place, report)
+    figures, cost = _train_and_evaluate(built.strategy, stream, _steps(config, stream.benchmark), PeakMemory(place))
     return {
         "config": config.as_dict(),
         "seed": seed,
         "evaluated_on": "validation" if validation else "test",
+        "stream": stream.description,
         "class_order": stream.class_order,
+        "experience_classes": stream.experience_classes,
+        **({"angles": stream.angles} if stream.angles else {}),
         "readout": built.readout,
-        **summary(matrix, stream.counts),
-        "recall_at_1": recall,
-        "seconds_training": round(training, 3),
+        **summary(matrices(figures, len(stream.counts)), stream.counts),
+        **cost,
         "seconds_total": round(time.perf_counter() - began, 3),
-        "device": f"cpu ({platform.machine()}), {torch.get_num_threads()} thread",
+        "device": describe_device(place),
         "versions": versions(),
     }
 
 
-def summary(matrix: list[list[float]], counts: list[int]) -> dict[str, Any]:
-    """The accuracy matrix and every figure that follows from it."""
-    seen = seen_accuracy(matrix, counts)
-    return {
-        "test_images": counts,
-        "accuracy_matrix": matrix,
-        "seen_accuracy": seen,
-        "final_accuracy": seen[-1],
-        "average_accuracy": sum(seen) / len(seen) if len(seen) > 1 else None,
-        "learning_accuracy": learning_accuracy(matrix),
-        "forgetting": forgetting(matrix),
+def _train_and_evaluate(
+    strategy: Any, stream: Stream, steps: Sequence[Any], peak: PeakMemory
+) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """The metrics after each step, and what the steps cost."""
+    figures, training, evaluation, memory = [], [], [], []
+    for step in steps:
+        peak.start()
+        start = time.perf_counter()
+        strategy.train(step)
+        trained = time.perf_counter()
+        figures.append(strategy.eval(stream.benchmark.test_stream))
+        training.append(round(trained - start, 3))
+        evaluation.append(round(time.perf_counter() - trained, 3))
+        memory.append(round(peak.stop(), 1))
+    return figures, {
+        "seconds_per_experience": {"training": training, "evaluation": evaluation},
+        "seconds_training": round(sum(training), 3),
+        "peak_memory_mib": memory,
+        "peak_memory_of": peak.kind,
     }
 
 
-def build(config: Config, suite: Suite) -> Built:
+def check(config: Config) -> None:
+    """Refuse what cannot run before anything is loaded.
+
+    Raises:
+        ValueError: an unknown stream or network, or a method that does not exist in this scenario.
+    """
+    for key, known in (("stream", STREAMS), ("network", NETWORKS)):
+        value = getattr(config, key)
+        if value not in known and not (key == "network" and value == ""):
+            raise ValueError(f"unknown {key} {value!r}{nearest(value, known)}")
+    method = method_of(config.method)
+    if config.scenario not in method.scenarios:
+        raise ValueError(f"{config.method} does not run on {config.scenario}-incremental streams: {method.why_not}")
+    for key in ("epochs", "batch_size"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
+
+
+def stream_of(config: Config, seed: int, *, validation: bool = False, root: str = "") -> Stream:
+    """The stream of a run."""
+    return make_stream(
+        config.stream,
+        seed,
+        data=config.data if config.stream == "own" else os.path.expanduser(root),
+        scenario=config.scenario,
+        experiences=config.experiences,
+        base_classes=config.base_classes,
+        train_images=config.train_images,
+        test_images=config.test_images,
+        validation=validation,
+    )
+
+
+def matrices(figures: Sequence[Mapping[str, Any]], experiences: int) -> dict[str, list[list[float]] | None]:
+    """R[i][j] of each metric that has one: its value on experience j after training step i."""
+
+    def matrix(start: str) -> list[list[float]] | None:
+        if not any(name.startswith(start) for name in figures[0]):
+            return None
+        return [[_figure(step, start, f"/Exp{j:03d}") for j in range(experiences)] for step in figures]
+
+    return {
+        "accuracy_matrix": matrix("Top1_Acc_Exp/"),
+        "task_accuracy_matrix": matrix("TaskAcc_Exp/"),
+        "recall_matrix": matrix("Recall@1_Exp/"),
+        "recall_at_1": [[_figure(step, "Recall@1_Stream/")] for step in figures]
+        if any(name.startswith("Recall@1_Stream/") for name in figures[0])
+        else None,
+    }
+
+
+def summary(found: Mapping[str, list[list[float]] | None], counts: list[int]) -> dict[str, Any]:
+    """The matrices and every figure that follows from them."""
+    accuracy, recall, task = found["accuracy_matrix"], found["recall_matrix"], found.get("task_accuracy_matrix")
+    assert accuracy is not None
+    assert recall is not None
+    seen = seen_accuracy(accuracy, counts)
+    # Domains hold the same classes: Recall@1 over all of them at once would mean little and cost much.
+    whole = found.get("recall_at_1")
+    return {
+        "test_images": counts,
+        "accuracy_matrix": accuracy,
+        "task_accuracy_matrix": task,
+        "recall_matrix": recall,
+        "recall_at_1": [row[0] for row in whole] if whole else [sum(row) / len(row) for row in recall],
+        "seen_accuracy": seen,
+        "final_accuracy": seen[-1],
+        "average_accuracy": sum(seen) / len(seen) if len(seen) > 1 else None,
+        "final_task_accuracy": seen_accuracy(task, counts)[-1] if task else None,
+        "learning_accuracy": learning_accuracy(accuracy),
+        "forgetting": forgetting(accuracy),
+        "backward_transfer": backward_transfer(accuracy),
+        "recall_forgetting": forgetting(recall),
+    }
+
+
+def build(config: Config, stream: Stream, device: torch.device, report: Report | None = None) -> Built:
     """The strategy of a config, with the same evaluator and the same fairness plugins for every method."""
-    augmentation = BatchAugmentation(**suite.augmentation)
-    plugins: list[Any] = [LaterRate(config.lr_later)] if config.lr_later != 1 else []
-    method = METHODS[config.method]
+    kind, method = STREAMS[config.stream], method_of(config.method)
+    augmentation = make_augmentation(
+        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise
+    )
+    plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
         plugins.append(BatchAugment(augmentation))
-    evaluator = EvaluationPlugin(
-        accuracy_metrics(experience=True, stream=True),
-        retrieval_metrics(ks=(1,), experience=False, stream=True),
-        loggers=[],
-    )
+    if report is not None:
+        plugins.append(ReportProgress(report, len(_steps(config, stream.benchmark))))
+    same_classes = config.scenario == "domain"
+    metrics = [accuracy_metrics(experience=True), retrieval_metrics(ks=(1,), experience=True, stream=not same_classes)]
+    evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
     common = {
         "train_mb_size": config.batch_size,
         "train_epochs": config.epochs,
         "eval_mb_size": EVAL_BATCH,
-        "device": "cpu",
+        "device": device,
         "plugins": plugins,
         "evaluator": evaluator,
         "eval_every": -1,
     }
+    setting = Setting(
+        config=config,
+        image_shape=stream.image_shape,
+        classes=stream.classes,
+        network=config.network or kind.network,
+        augmentation=augmentation,
+        common=common,
+    )
     module, _, function = method.build.partition(":")
-    builder: Callable[[Setting], Built] = getattr(importlib.import_module(module), function)
-    return builder(Setting(config, suite.channels, suite.classes, augmentation, common))
+    built = getattr(importlib.import_module(module), function)(setting, **config.options)
+    return built if isinstance(built, Built) else Built(built, "the model's own output")
+
+
+def schedule_of(config: Config) -> list[Any]:
+    """The plugin for epochs and learning rates by experience; none where nothing changes."""
+    c = config
+    if (c.schedule, c.lr_later, c.epochs_later) == ("constant", 1.0, 0) and not (
+        c.lr_by_experience or c.reset_optimizer or c.warmup_epochs
+    ):
+        return []
+    return [
+        ExperienceSchedule(
+            c.schedule,
+            epochs=(c.epochs, c.epochs_later or c.epochs),
+            milestones=c.milestones,
+            warmup_epochs=c.warmup_epochs,
+            later=c.lr_later,
+            by_experience=c.lr_by_experience,
+            reset_optimizer=c.reset_optimizer,
+        )
+    ]
 
 
 def versions() -> dict[str, str]:

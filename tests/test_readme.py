@@ -8,6 +8,8 @@ from avalanche.benchmarks import class_incremental_benchmark
 from conftest import Images, digits
 
 README = Path(__file__).parent.parent / "README.md"
+OWN_METHOD = re.search(r"<!-- own method -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[0]
+OWN_CONFIG = re.search(r"```toml\n(.*?)```", README.read_text(), flags=re.DOTALL)[1]
 
 
 def split_digits(n_experiences):
@@ -18,7 +20,7 @@ def split_digits(n_experiences):
 
 def test_the_code_in_the_readme_runs(monkeypatch, capsys):
     monkeypatch.setattr("avalanche.benchmarks.SplitMNIST", split_digits)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text().replace(OWN_METHOD, ""), flags=re.DOTALL)
     assert len(blocks) == 3
     scope = {}
     for block in blocks:
@@ -29,3 +31,26 @@ def test_the_code_in_the_readme_runs(monkeypatch, capsys):
         assert any(name.startswith("Top1_Acc_Stream") for name in results)
         if strategy.__class__.__name__ == "CSD":
             assert {name.split("/")[0] for name in results} >= {"Recall@1_Stream", "Recall@5_Exp"}
+
+
+def test_the_method_of_ones_own_runs(tmp_path, monkeypatch):
+    from benchmarks import cli, files
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` has it
+    (tmp_path / "mine.py").write_text(OWN_METHOD.split("```python\n")[1].removesuffix("```"))
+    (tmp_path / "mine.toml").write_text(OWN_CONFIG)
+    words = ["run", "mine.toml", "--seeds", "0", "--jobs", "1", "--set", "epochs=1", "--set", "train_images=200"]
+    assert cli.main(words) == 0
+    assert files.read_json(tmp_path / "out" / "split_digits" / "mine-seed0.json")["config"]["options"] == {
+        "strength": 10.0
+    }
+
+
+def test_every_command_of_the_readme_is_one(capsys):
+    from benchmarks import cli
+
+    commands = re.findall(r"^python -m benchmarks ([a-z].*?)(?:  +#.*)?$", README.read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 8
+    for command in commands:
+        cli._parser().parse_args(command.split())

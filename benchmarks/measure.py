@@ -1,0 +1,114 @@
+"""What a run costs and where it ran: peak memory, and the device in words."""
+
+import ctypes
+import gc
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+MIB = 1024 * 1024
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """Peak memory between `start` and `stop`, in MiB.
+
+    On a GPU it is what torch had allocated there. On a CPU it is the resident memory of the whole process, the
+    libraries' some 500 MiB included: a figure to compare runs with, not the size of a model. `kind` says which of them.
+
+    What an earlier run in the same process left free goes back to the system first, so that it is not counted again.
+
+    Args:
+        device: where the run trains.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self._resets = False
+        if self.device.type == "cuda":
+            self.kind = "allocated on the GPU by torch, peak within the experience"
+            return
+        gc.collect()
+        _give_back()
+        self._resets = _reset_peak()
+        self.kind = (
+            "resident memory of the process, peak within the experience"
+            if self._resets
+            else "resident memory of the process, peak since it started (this system cannot reset it)"
+        )
+
+    def start(self) -> None:
+        """Forget the peak so far, where that is possible."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self._resets:
+            _reset_peak()
+
+    def stop(self) -> float:
+        """The peak since `start` in MiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / MIB
+        return _high_water() if self._resets else _peak_since_start()
+
+
+def _reset_peak() -> bool:
+    """Set Linux' high-water mark back to the present size; False where that is not to be had (see proc(5))."""
+    try:
+        CLEAR.write_text("5")
+        _high_water()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _high_water() -> float:
+    found = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{STATUS}: expected a line VmHWM")
+    return int(found[1]) / 1024
+
+
+def _peak_since_start() -> float:
+    """Of this process, as every system knows it: kilobytes on Linux, bytes on macOS, psutil's word on Windows."""
+    try:
+        import resource
+    except ImportError:
+        import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with Avalanche
+
+        return float(psutil.Process().memory_info().peak_wset) / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system; only glibc has a call for it."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def describe_device(device: torch.device | str = "cpu") -> str:
+    """The device in words: a GPU's name, or the processor's, its architecture and the threads that torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    name = _processor()
+    machine = platform.machine()
+    about = f"{name}, {machine}" if name else machine
+    return f"{device.type} ({about}), {threads} thread{'s' * (threads != 1)}"
+
+
+def _processor() -> str:
+    """The model of the CPU as the system names it; empty if it does not."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor() if os.name == "nt" or sys.platform == "darwin" else ""
+    return " ".join(name.split())
