@@ -78,7 +78,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
                 f"{type(self).__name__} needs the class ids of each experience, but this stream's experiences have "
                 "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
                 "avalanche.benchmarks.with_classes_timeline(benchmark). Is it an online stream? Make it with "
-                "access_task_boundaries=True."
+                "access_task_boundaries=True and wrap its benchmark in the same way."
             )
         if is_multi_task_module(strategy.model):
             raise ValueError(
