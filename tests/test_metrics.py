@@ -13,8 +13,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from avalanche_contrastive import metrics
-from avalanche_contrastive.metrics import RetrievalMetric, recall_at_k, retrieval_metrics
+from avalanche_contrastive.metrics import (
+    RetrievalMetric,
+    map_at_r,
+    nearest_neighbours,
+    recall_at_k,
+    retrieval,
+    retrieval_metrics,
+)
 
 # --- the pure function ---
 
@@ -125,7 +131,7 @@ def test_chunks_do_not_matter(monkeypatch, working_set, k):
     features, y = cloud(211, 5, 17)
     expected = recall_at_k(features, y, k)
     assert 0 < expected < 1
-    monkeypatch.setattr(metrics, "_WORKING_SET", working_set)
+    monkeypatch.setattr(retrieval, "WORKING_SET", working_set)
     assert recall_at_k(features, y, k) == expected
 
 
@@ -138,9 +144,9 @@ def test_chunks_keep_ties(monkeypatch):
     )
     y = torch.where(y >= 60, 60 + y % 7, y)
     paired = y < 60
-    monkeypatch.setattr(metrics, "_WORKING_SET", 1_000)
+    monkeypatch.setattr(retrieval, "WORKING_SET", 1_000)
     chunked = recall_at_k(features, y)
-    monkeypatch.setattr(metrics, "_WORKING_SET", 10_000_000)
+    monkeypatch.setattr(retrieval, "WORKING_SET", 10_000_000)
     assert chunked == recall_at_k(features, y)
     assert chunked >= paired.double().mean().item()
 
@@ -158,17 +164,28 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_memory_is_bounded_by_the_working_set(monkeypatch):
-    monkeypatch.setattr(metrics, "_WORKING_SET", 20_000)
+MEASURES = {
+    "recall": recall_at_k,
+    "several recalls": lambda features, y: recall_at_k(features, y, (1, 5), distance="euclidean"),
+    "recall in index order": lambda features, y: recall_at_k(features, y, ties="index"),
+    "mAP@R": map_at_r,
+    "mAP@R in index order": lambda features, y: map_at_r(features, y, ties="index"),
+    "neighbours": lambda features, y: nearest_neighbours(features, 4),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
+def test_memory_is_bounded_by_the_working_set(monkeypatch, measure):
+    monkeypatch.setattr(retrieval, "WORKING_SET", 20_000)
     features, y = cloud(1_500, 6, 40)
     with Largest() as largest:
-        recall_at_k(features, y)
+        measure(features, y)
     assert largest.elements <= 20_000
     assert largest.elements > 9_000  # the similarities of a chunk are among what was seen
 
 
 def test_memory_of_one_row_where_the_working_set_is_smaller(monkeypatch):
-    monkeypatch.setattr(metrics, "_WORKING_SET", 1)
+    monkeypatch.setattr(retrieval, "WORKING_SET", 1)
     features, y = cloud(300, 4, 10)
     with Largest() as largest:
         recall_at_k(features, y)

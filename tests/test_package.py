@@ -11,8 +11,8 @@ import pytest
 from avalanche.training.plugins import SupervisedPlugin
 
 import avalanche_contrastive
-from avalanche_contrastive import losses, metrics
-from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, MethodPlugin, SSILPlugin
+from avalanche_contrastive import losses, metrics, plots
+from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, MethodPlugin, SSILPlugin
 
 ROOT = Path(avalanche_contrastive.__file__).parent
 ALLOWED = {
@@ -20,7 +20,8 @@ ALLOWED = {
     "losses": set(),
     "data": set(),
     "models": {"losses"},
-    "metrics": {"losses", "models"},
+    "metrics": {"losses", "models", "metrics"},
+    "plots": set(),
     "plugins": {"losses", "models", "data", "plugins"},
     "strategies": {"plugins"},
     "__init__": {"_version", "data", "models", "plugins", "strategies"},
@@ -58,7 +59,7 @@ def test_an_unknown_name_is_an_attribute_error():
     assert set(avalanche_contrastive.__all__) <= set(dir(avalanche_contrastive))
 
 
-@pytest.mark.parametrize("module", [avalanche_contrastive, losses, metrics], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [avalanche_contrastive, losses, metrics, plots], ids=lambda m: m.__name__)
 def test_everything_exported_exists_and_is_documented(module):
     for name in module.__all__:
         thing = getattr(module, name)
@@ -66,14 +67,14 @@ def test_everything_exported_exists_and_is_documented(module):
     assert len(set(module.__all__)) == len(module.__all__)
 
 
-@pytest.mark.parametrize("plugin", [Co2LPlugin, SSILPlugin, CSDPlugin])
+@pytest.mark.parametrize("plugin", [Co2LPlugin, SSILPlugin, CSDPlugin, ExperienceSchedule])
 def test_every_hook_is_one_avalanche_knows(plugin):
     hooks = {name for name in dir(plugin) if name.startswith(("before_", "after_"))}
     assert hooks <= set(dir(SupervisedPlugin))
-    assert issubclass(plugin, MethodPlugin)
+    assert issubclass(plugin, MethodPlugin) == (plugin is not ExperienceSchedule)
 
 
-@pytest.mark.parametrize("plugin", [Co2LPlugin, SSILPlugin, CSDPlugin])
+@pytest.mark.parametrize("plugin", [Co2LPlugin, SSILPlugin, CSDPlugin, ExperienceSchedule])
 def test_every_option_is_described(plugin):
     documented = set(re.findall(r"^    (\w+): ", inspect.getdoc(plugin), flags=re.M))
     assert set(inspect.signature(plugin).parameters) <= documented
