@@ -189,7 +189,9 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     if report is not None:
         plugins.append(ReportProgress(report, len(_steps(config, stream.benchmark))))
     same_classes = config.scenario == "domain"
-    metrics = [accuracy_metrics(experience=True), retrieval_metrics(ks=(1,), experience=True, stream=not same_classes)]
+    # By the usual rule for ties a network that has collapsed to a point would find everything.
+    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
+    metrics = [accuracy_metrics(experience=True), retrieval]
     evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
     common = {
         "train_mb_size": config.batch_size,

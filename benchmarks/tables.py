@@ -36,7 +36,7 @@ DEFINITIONS = {
     "backward transfer": "mean over the earlier experiences of the accuracy after the last experience minus the "
     "accuracy when it was just learned (Lopez-Paz and Ranzato 2017).",
     "Recall@1": "of the features, leave one out, on all {images} images after the last experience (domain-incremental: "
-    "within each experience's images, mean).",
+    "within each experience's images, mean); ties count as their average: collapsed features score like chance.",
     "task known": "final accuracy when only the classes of the image's own experience can be answered.",
     "seconds": "a whole run, evaluation and read-out included; runs may have shared a machine.",
     "of it training": "without evaluation.",

@@ -1,5 +1,6 @@
 """Recall@K and mAP@R with galleries, distances and ties: by hand, against a slow loop, faiss, and metric learning."""
 
+import itertools
 import math
 import time
 import warnings
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avalanche_contrastive.metrics import map_at_r, nearest_neighbours, recall_at_k, retrieval
+from avalanche_contrastive.metrics import map_at_r, nearest_neighbours, recall_at_k, retrieval, retrieval_metrics
 
 
 @cache
@@ -115,6 +116,35 @@ def test_neighbours_have_the_recall():
 
 
 # --- against a slow loop ---
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_mean_ties_are_the_average_over_every_order_of_the_images(seed, distance):
+    draws = torch.Generator().manual_seed(seed)
+    features, y = torch.randint(1, 3, (6, 2), generator=draws).double(), torch.tensor([0, 0, 1, 1, 1, 0])
+    orders = [list(order) for order in itertools.permutations(range(6))]
+    found = [recall_at_k(features[o], y[o], (1, 2, 3), distance=distance, ties="index") for o in orders]
+    average = {k: sum(recall[k] for recall in found) / len(found) for k in (1, 2, 3)}
+    assert recall_at_k(features, y, (1, 2, 3), distance=distance, ties="mean") == pytest.approx(average)
+
+
+def test_collapsed_features_score_like_chance_where_ties_are_averaged():
+    y = torch.arange(10).repeat_interleave(20)
+    features = torch.zeros(200, 8)
+    assert recall_at_k(features, y) == 1.0  # as the CSD authors count
+    assert recall_at_k(features, y, ties="mean") == pytest.approx(19 / 199)
+    miss = math.comb(180, 5) / math.comb(199, 5)
+    assert recall_at_k(features, y, 5, ties="mean") == pytest.approx(1 - miss)
+    clear, labels = cloud(300, 16, 7)
+    assert recall_at_k(clear, labels, (1, 3), ties="mean") == recall_at_k(clear, labels, (1, 3))
+
+
+def test_there_are_no_mean_ties_for_map_at_r():
+    with pytest.raises(ValueError, match="ties='mean' is a rule for Recall@K only"):
+        map_at_r(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), ties="mean")
+    with pytest.raises(ValueError, match="ties='mean' is a rule for Recall@K only"):
+        retrieval_metrics(map_at_r=True, ties="mean")
 
 
 @pytest.mark.parametrize("ties", ["positive", "index"])
@@ -325,7 +355,7 @@ BAD = {
     "a short gallery_y": (lambda: recall_at_k(F4, Y4, gallery=F4, gallery_y=Y4[:2]), r"gallery_y must be.*\(4,\)"),
     "a nan in the gallery": (lambda: recall_at_k(F4, Y4, gallery=F4 * math.nan, gallery_y=Y4), r"gallery must be fin"),
     "a distance": (lambda: map_at_r(F4, Y4, distance="l1"), r"map_at_r: distance.*'cosine', 'euclidean', got 'l1'"),
-    "ties": (lambda: recall_at_k(F4, Y4, ties="last"), r"ties must be one of 'positive', 'index', got 'last'"),
+    "ties": (lambda: recall_at_k(F4, Y4, ties="last"), r"ties must be one of 'positive', 'index', 'mean', got 'last'"),
     "no k": (lambda: recall_at_k(F4, Y4, ()), r"k must be a sequence.*got \(\)"),
     "a k of zero among some": (lambda: recall_at_k(F4, Y4, (1, 0)), r"k must be a whole number >= 1, got 0"),
     "more neighbours than there are": (lambda: nearest_neighbours(F4, 4), r"k = 4, but each query has 3"),

@@ -17,7 +17,7 @@ from avalanche_contrastive.metrics.sources import Data, Source
 __all__ = ["RetrievalMetric", "map_at_r", "nearest_neighbours", "recall_at_k", "retrieval_metrics"]
 
 Distance = Literal["cosine", "euclidean"]
-Ties = Literal["positive", "index"]
+Ties = Literal["positive", "index", "mean"]
 
 WORKING_SET = 4_000_000  # similarities held at once: 16 MB in float32
 
@@ -70,6 +70,10 @@ def recall_at_k(
     The two agree wherever no positive ties with a negative at the edge of the k. (``IndexFlatIP`` orders ties by the
     state of its heap, which is no rule that one could follow.)
 
+    Beware of features that have collapsed to a point, as those of a network whose units have died: all images tie, and
+    by the default rule all are found. ``ties="mean"`` gives a tie what a random order of the tied images would give on
+    average, so that such features score like chance.
+
     Memory: O(chunk * N), beside the features and a copy of them. Time: that of the similarities and little more;
     with ``ties="index"`` about ten times as much.
 
@@ -80,7 +84,7 @@ def recall_at_k(
         gallery: features to search in, (G, D); None: leave-one-out.
         gallery_y: class ids of the gallery, (G,).
         distance: "cosine", or "euclidean" between the features as they are.
-        ties: "positive" or "index".
+        ties: "positive", "index" or "mean".
 
     Returns:
         In [0, 1], nan if no query has anything to find; for several k a dictionary by k.
@@ -109,7 +113,7 @@ def map_at_r(
     A query with R positives in the gallery looks at its R nearest images; its score is the sum of the precision at
     the rank of each positive among them, divided by R. The mean is over queries that have a positive.
 
-    Args, ties, memory and errors are those of ``recall_at_k``.
+    Args, ties, memory and errors are those of ``recall_at_k``, but for ``ties="mean"``, which there is not.
 
     Returns:
         In [0, 1]; nan if no query has anything to find.
@@ -181,7 +185,7 @@ class _Search:
     ) -> "_Search":
         """Check what a user gave, and sort it."""
         check_choice(name, "distance", distance, ("cosine", "euclidean"))
-        check_choice(name, "ties", ties, ("positive", "index"))
+        check_choice(name, "ties", ties, ("positive", "index", "mean"))
         if (gallery is None) != (gallery_y is None):
             raise ValueError(f"{name}: a gallery needs both its features (gallery) and its class ids (gallery_y).")
         queries, searched = _prepared(name, features, gallery, distance)
@@ -204,19 +208,23 @@ class _Search:
 
     def measure(self, ks: Sequence[int], *, at_r: bool) -> tuple[dict[int, float], float]:
         """Recall by k, and mAP@R (nan unless asked for)."""
+        _check_ties("mAP@R", self.ties, at_r)
         if len(self.queries) == 0:
             return dict.fromkeys(ks, float("nan")), float("nan")
-        ranks, precisions = [], []
+        hits, precisions = [], []
+        wanted = torch.tensor(ks, device=self.queries.device)
         for rows, similarity in _similarities(self.queries, self.gallery, self.distance):
+            if self.ties == "mean":
+                hits.append(self._on_average(rows, similarity, ks))
+                continue
             if self.ties == "index":
                 rank, precision = self._in_index_order(rows, similarity)
             else:
                 rank, precision = self._positives_first(rows, similarity, max(ks, default=0), at_r)
-            ranks.append(rank)
+            hits.append((rank[:, None] < wanted).double())
             precisions.append(precision)
-        rank, precision = torch.cat(ranks), torch.cat(precisions)
-        recall = {k: (rank < k).double().mean().item() for k in ks}
-        return recall, precision.mean().item() if at_r else float("nan")
+        recall = dict(zip(ks, torch.cat(hits).mean(dim=0).tolist(), strict=True))
+        return recall, torch.cat(precisions).mean().item() if at_r else float("nan")
 
     def _positives(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of each query's class, (B, M), and which of them are its positives (not itself, no padding)."""
@@ -247,6 +255,28 @@ class _Search:
         rank = place + ahead
         precision = (place / rank.double()).masked_fill_(rank > r, 0.0).sum(dim=1) / r[:, 0]
         return ahead[:, 0], precision
+
+    def _on_average(self, rows: Tensor, similarity: Tensor, ks: Sequence[int]) -> Tensor:
+        """Chance of a positive within the first k if tied images come in random order, (B, len(ks)).
+
+        The similarities are used up.
+        """
+        columns, is_positive = self._positives(rows)
+        positives = similarity.gather(1, columns).masked_fill_(~is_positive, -torch.inf)
+        similarity.scatter_(1, columns, -torch.inf)
+        nearest = positives.amax(dim=1, keepdim=True)
+        reached = torch.ge(similarity, nearest, out=torch.empty_like(similarity)).sum(dim=1)
+        ahead = torch.gt(similarity, nearest, out=similarity).sum(dim=1)
+        negatives = reached - ahead
+        tied = negatives + (positives == nearest).sum(dim=1)
+        chances = []
+        for k in ks:
+            missed = (ahead < k).double()  # of those: all places that are left go to negatives
+            for place in range(int((k - ahead).clamp(min=0, max=int(negatives.max()) + 1).max())):
+                taken = (negatives - place).clamp(min=0) / (tied - place).clamp(min=1).double()
+                missed *= torch.where(ahead + place < k, taken, 1.0)
+            chances.append((ahead < k).double() - missed)
+        return torch.stack(chances, dim=1) if chances else similarity.new_zeros(len(rows), 0)
 
     def _in_index_order(self, rows: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
         """The same where ties go by the lower gallery index: a whole sort, for comparison with faiss."""
@@ -338,6 +368,11 @@ def check_y(name: str, argument: str, y: Tensor, n: int) -> Tensor:
     return y.long()
 
 
+def _check_ties(name: str, ties: Ties, at_r: bool) -> None:
+    if at_r and ties == "mean":
+        raise ValueError(f"{name}: ties='mean' is a rule for Recall@K only. Use 'positive' or 'index'.")
+
+
 def _checked_k(name: str, argument: str, k: int) -> int:
     if isinstance(k, bool) or not hasattr(k, "__index__") or operator.index(k) < 1:
         raise ValueError(f"{name}: {argument} must be a whole number >= 1, got {k!r}.")
@@ -360,7 +395,7 @@ class RetrievalMetric(FeatureMetric):
         layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
         map_at_r: mAP@R, too.
         distance: "cosine" or "euclidean".
-        ties: "positive" or "index", see ``recall_at_k``.
+        ties: "positive", "index" or "mean", see ``recall_at_k``.
         gallery: data to search in instead, see ``Source``; None: leave-one-out.
     """
 
@@ -377,7 +412,8 @@ class RetrievalMetric(FeatureMetric):
     ) -> None:
         check_choice("retrieval_metrics", "level", level, ("experience", "stream", "seen"))
         check_choice("retrieval_metrics", "distance", distance, ("cosine", "euclidean"))
-        check_choice("retrieval_metrics", "ties", ties, ("positive", "index"))
+        check_choice("retrieval_metrics", "ties", ties, ("positive", "index", "mean"))
+        _check_ties("retrieval_metrics, map_at_r", ties, map_at_r)
         source = None if gallery is None else Source.of(gallery)
         super().__init__("retrieval_metrics", (level,), layer, source)
         self.ks = _checked_ks("retrieval_metrics", "ks", ks, empty=map_at_r)
@@ -428,7 +464,7 @@ def retrieval_metrics(
             experience under training count); none before the first training.
         layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
         distance: "cosine" or "euclidean".
-        ties: "positive" or "index", see ``recall_at_k``.
+        ties: "positive", "index" or "mean", see ``recall_at_k``.
         gallery: data to search in instead of the evaluated images themselves, see ``Source``: with the training
             stream, for instance, each experience's images are queries against all classes. None: leave-one-out.
 
