@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The three methods and what they are usually held against; `run` without names has all rows.
+# The three methods and what they are usually held against; `run` without names has the whole main table.
 ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 
 .PHONY: install benchmark test test-slow lint types clean
@@ -32,4 +32,4 @@ types: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -224,6 +224,7 @@ class CSD(_MethodStrategy):
         triplet_weight: float = 1.0,
         margin: float = 1.0,
         ce: Literal["weighted", "masked", "all"] = "weighted",
+        ce_weight: float = 1.0,
         feature_layer: str | None = None,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
@@ -254,6 +255,7 @@ class CSD(_MethodStrategy):
             triplet_weight=triplet_weight,
             margin=margin,
             ce=ce,
+            ce_weight=ce_weight,
             feature_layer=feature_layer,
             teacher_mode=teacher_mode,
         )

@@ -1,4 +1,4 @@
-"""Avalanche's strategies, and where Avalanche 0.6 has a defect that matters here, repaired ones.
+"""Avalanche's strategies, and where Avalanche 0.6 has a defect that matters here, repaired ones; `penalties` has more.
 
 Options are named as Avalanche names them, and default to its defaults where it has any that the paper does not
 contradict. TOML has no "none": 0 stands for it where an option says so.
@@ -11,15 +11,10 @@ from avalanche.training import ER_ACE, MER, MaskedCrossEntropy, VAETraining
 from avalanche.training.plugins import (
     CWRStarPlugin,
     EvaluationPlugin,
-    EWCPlugin,
-    FeatureDistillationPlugin,
     FromScratchTrainingPlugin,
     GenerativeReplayPlugin,
-    LwFPlugin,
-    MASPlugin,
     RARPlugin,
     ReplayPlugin,
-    SynapticIntelligencePlugin,
     TrainGeneratorAfterExpPlugin,
 )
 from avalanche.training.plugins.cope import L2Normalization
@@ -34,7 +29,6 @@ from benchmarks.repaired import (
     RepairedFeatureReplay,
     RepairedLaMAML,
     RepairedSCR,
-    SingleHeadLwF,
     TaskBlind,
     UniformCumulative,
     UniformGDumb,
@@ -42,15 +36,9 @@ from benchmarks.repaired import (
     UniformJoint,
 )
 from benchmarks.repaired_plugins import (
-    FeatureClassifier,
-    RememberingClassifier,
     RepairedBiC,
-    SharedAGEM,
-    SharedGEM,
     StoredMIR,
     StreamGSS,
-    TrainingLFL,
-    TrainingRWalk,
     WholeCoPE,
 )
 
@@ -383,66 +371,6 @@ def cwr(s: Setting) -> Built:
     return Built(Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords), LINEAR)
 
 
-# ---- penalties and distillation
-
-
-def lwf(s: Setting, *, alpha: float = 1.0, temperature: float = 2.0) -> Built:
-    """Learning without forgetting."""
-    plugin = LwFPlugin(alpha, temperature)
-    plugin.lwf = SingleHeadLwF(alpha, temperature)
-    return Built(s.naive(plugin), LINEAR)
-
-
-def feature_distillation(s: Setting, *, alpha: float = 1.0) -> Built:
-    """The features keep their direction."""
-    return Built(_with_features(s, RememberingClassifier, FeatureDistillationPlugin(alpha, mode="cosine")), LINEAR)
-
-
-def lfl(s: Setting, *, lambda_e: float = 1.0) -> Built:
-    """The features keep their place; the head is frozen after the first experience."""
-    return Built(_with_features(s, FeatureClassifier, TrainingLFL(lambda_e)), "linear head of the first experience")
-
-
-def ewc(s: Setting, *, ewc_lambda: float = 100.0, mode: str = "separate", decay_factor: float = 0.0) -> Built:
-    """Elastic weight consolidation.
-
-    Args:
-        ewc_lambda: weight of the penalty.
-        mode: "separate" keeps a penalty per experience, "online" one that decays.
-        decay_factor: of "online"; 0 with "separate".
-    """
-    if mode not in ("separate", "online") or (mode == "online") != (decay_factor > 0):
-        raise ValueError(
-            f"ewc: mode must be 'separate', or 'online' with a decay_factor above 0, got {mode!r} with {decay_factor}"
-        )
-    return Built(s.naive(EWCPlugin(ewc_lambda, mode, decay_factor or None)), LINEAR)
-
-
-def si(s: Setting, *, si_lambda: float = 1.0, eps: float = 1e-7) -> Built:
-    """Synaptic intelligence."""
-    return Built(s.naive(SynapticIntelligencePlugin(si_lambda, eps=eps)), LINEAR)
-
-
-def mas(s: Setting, *, lambda_reg: float = 1.0, alpha: float = 0.5) -> Built:
-    """Memory-aware synapses."""
-    return Built(s.naive(MASPlugin(lambda_reg, alpha)), LINEAR)
-
-
-def rwalk(s: Setting, *, ewc_lambda: float = 0.1, ewc_alpha: float = 0.9, delta_t: int = 10) -> Built:
-    """Riemannian walk, repaired; without the replay that its paper adds."""
-    return Built(s.naive(TrainingRWalk(ewc_lambda, ewc_alpha, delta_t)), LINEAR)
-
-
-def agem(s: Setting, *, sample_size: int = 64) -> Built:
-    """Averaged gradient episodic memory, with one memory for all experiences."""
-    return Built(s.naive(SharedAGEM(s.config.memory, sample_size)), LINEAR)
-
-
-def gem(s: Setting, *, memory_strength: float = 0.5) -> Built:
-    """Gradient episodic memory, with one memory for all experiences."""
-    return Built(s.naive(SharedGEM(s.config.memory, memory_strength)), LINEAR)
-
-
 def _strategy(s: Setting, strategy: Any, **options: Any) -> Any:
     model = s.classifier()
     return strategy(model=model, optimizer=s.optimizer(model.parameters()), **s.keywords(**options))
@@ -452,11 +380,3 @@ def _with_memory(s: Setting, strategy: Any, *, batch_size_mem: int, **options: A
     # DER and ER-ACE replay nothing, without a word, where a replay batch is larger than the memory.
     rows = min(batch_size_mem, s.config.memory)
     return _strategy(s, strategy, mem_size=s.config.memory, batch_size_mem=rows, **options)
-
-
-def _with_features(s: Setting, kind: type[Classifier], plugin: Any) -> Naive:
-    plain = s.classifier()
-    model = kind(plain.encoder, plain.head)
-    keywords = s.keywords()
-    keywords["plugins"].append(plugin)
-    return Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords)

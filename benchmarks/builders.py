@@ -2,38 +2,98 @@
 
 import importlib
 import inspect
+import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Option = bool | int | float | str
 
 
-def find_builder(name: str) -> Callable[..., Any]:
+_own_folders: list[str] = []
+
+
+def importable(folder: Path) -> None:
+    """Look for modules in this folder, too, before all others but those so named earlier.
+
+    Worker processes that are spawned get this process's `sys.path`; a task on a cluster is given `own_folders`.
+    """
+    place = str(folder.expanduser().resolve())
+    if place not in _own_folders:
+        _own_folders.append(place)
+    sys.path[:] = [*_own_folders, *(path for path in sys.path if path not in _own_folders)]
+    importlib.invalidate_caches()
+
+
+def own_folders() -> list[str]:
+    """What `importable` was called with in this process."""
+    return list(_own_folders)
+
+
+def find_builder(name: str, folder: Path | None = None) -> Callable[..., Any]:
     """Import the function of "module:function".
 
+    Args:
+        name: "module:function".
+        folder: where the module is looked for first; if it is there, other processes find it, too.
+
     Raises:
-        ValueError: no such module or function, or something that cannot be called.
+        ValueError: no such module or function, one that cannot be imported, or something that cannot be called.
     """
     module, _, function = name.partition(":")
     if not (module and function):
         raise ValueError(f"a method of your own is named module:function, got {name!r}")
-    try:
-        home = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(f"{name}: {module} imports {error.name}, which is not installed") from error
+    leaf = (folder or Path()).joinpath(*module.split("."))
+    beside = [path.resolve() for path in (leaf.with_name(f"{leaf.name}.py"), leaf / "__init__.py") if path.is_file()]
+    if folder is not None and beside:
+        importable(folder)
+    home = _imported(name, module, folder)
+    came = getattr(home, "__file__", None) or "built in"
+    if folder is not None and beside and Path(came).resolve() not in beside:
         raise ValueError(
-            f"{name}: there is no module {error.name!r}. Modules are looked for in the folder that "
-            f"`python -m benchmarks` is run in and among installed packages: is {module.replace('.', '/')}.py there?"
-        ) from None
+            f"{name}: {module} is {beside[0]} here, but Python already has {came} by that name. Rename one of them"
+        )
     builder = getattr(home, function, None)
     if builder is None:
         own = [key for key, value in vars(home).items() if inspect.isfunction(value) and value.__module__ == module]
         raise ValueError(f"{name}: {module} has no {function!r}. Its functions: {', '.join(own) or 'none'}")
     if not callable(builder):
         raise ValueError(f"{name} must be a function that takes a Setting, but it is a {type(builder).__name__}")
-    found: Callable[..., Any] = builder
-    return found
+    called: Callable[..., Any] = builder
+    return called
+
+
+def _imported(name: str, module: str, folder: Path | None) -> ModuleType:
+    """The module.
+
+    Raises:
+        ValueError: it is not there, or fails as it is imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{name}: {module} imports {error.name}, which is not installed") from error
+        beside = "" if folder is None else f"in {folder.resolve()}, "
+        raise ValueError(
+            f"{name}: there is no module {error.name!r}. Modules are looked for {beside}in the folder that "
+            f"`python -m benchmarks` is run in and among installed packages: is {module.replace('.', '/')}.py there?"
+        ) from None
+    except (Exception, SystemExit) as error:  # SystemExit: a script without `if __name__ == "__main__":`
+        what = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(
+            f"{name}: {module} cannot be imported: {_place(error)}{type(error).__name__}: {what}"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the user's code that an import failed at."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: "
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
+    return f"{lines[0].filename}, line {lines[0].lineno}: " if lines else ""
 
 
 def first_line(builder: Callable[..., Any]) -> str:

@@ -5,59 +5,15 @@ your own needs no entry: `method = "module:function"` in its TOML, see `method_o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.builders import Option as Option
 from benchmarks.builders import find_builder, first_line, options_of
-
-Grid = Mapping[str, tuple[Option, ...]]
-
-SCENARIOS = ("class", "task", "domain")
-
-# Each `tune` draws its candidates from these and from what the method adds. The epochs are the same for all rows and
-# bounded by what `make benchmark` may take in all.
-RATES = (0.01, 0.03, 0.1)
-LATER = (0.3, 1.0)
-EPOCHS = (10, 20, 30)
-ALONE: Grid = {"lr": RATES, "epochs": EPOCHS, "augment": (False, True)}
-COMMON: Grid = {**ALONE, "lr_later": LATER}
-CONTRASTIVE: Grid = {"lr": RATES, "epochs": EPOCHS, "lr_later": LATER}
-REPLAYED: Grid = {**COMMON, "options.batch_size_mem": (16, 32, 64)}
-
-
-SCORES = {"accuracy": "final accuracy", "recall": "final Recall@1"}  # what `tune` can choose by
-
-
-@dataclass(frozen=True)
-class Method:
-    """One strategy as the benchmarks know it.
-
-    Args:
-        build: "module:function"; the function takes a `Setting` and the options as keywords, and gives a `Built` or an
-            Avalanche strategy (both classes in benchmarks.models).
-        about: one line for `list`.
-        strategy: the class of avalanche.training.supervised or avalanche.training.plugins behind it; "" for others.
-        options: every option a config may set, with its default; anything else in a config is refused. TOML has no
-            "none": where an option may be off, 0 or "" says so.
-        grid: what `tune` tries. Plain names are fields of Config, "options.x" is option x.
-        has_memory: False for methods that store no image.
-        own_augmentation: True for contrastive methods, which always augment; `augment` is then not an option.
-        select_by: the validation figure by which `tune` chooses, a key of SCORES.
-        scenarios: the kinds of streams that it runs on.
-        why_not: why it does not run on the others, to follow "does not run on ...-incremental streams: ".
-    """
-
-    build: str
-    about: str
-    strategy: str = ""
-    options: Mapping[str, Option] = field(default_factory=dict)
-    grid: Grid = field(default_factory=lambda: COMMON)
-    has_memory: bool = True
-    own_augmentation: bool = False
-    select_by: str = "accuracy"
-    scenarios: tuple[str, ...] = SCENARIOS
-    why_not: str = ""
-
+from benchmarks.method import ALONE, COMMON, CONTRASTIVE, EPOCHS, LATER, RATES, REPLAYED
+from benchmarks.method import SCENARIOS as SCENARIOS
+from benchmarks.method import SCORES as SCORES
+from benchmarks.method import Grid as Grid
+from benchmarks.method import Method as Method
 
 _SCR_OPTIONS: Mapping[str, Option] = {"temperature": 0.1, "batch_size_mem": 32, "projection_size": 64}
 _SCR_GRID = {**CONTRASTIVE, "options.temperature": (0.1, 0.2, 0.5), "options.batch_size_mem": (16, 32, 64)}
@@ -124,6 +80,7 @@ _OURS: Mapping[str, Method] = {
             "triplet_weight": 1.0,
             "margin": 1.0,
             "ce": "weighted",
+            "ce_weight": 1.0,
             "head": "linear",
             "feature_layer": "",
             "teacher_mode": "eval",
@@ -322,7 +279,7 @@ _PROTOTYPES: Mapping[str, Method] = {
 
 _PENALTIES: Mapping[str, Method] = {
     "lwf": Method(
-        "benchmarks.baselines:lwf",
+        "benchmarks.penalties:lwf",
         "learning without forgetting: distillation of the old logits, without a memory",
         "LwF",
         options={"alpha": 1.0, "temperature": 2.0},
@@ -330,7 +287,7 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "feature_distillation": Method(
-        "benchmarks.baselines:feature_distillation",
+        "benchmarks.penalties:feature_distillation",
         "the features keep their direction (FeatureDistillationPlugin)",
         "FeatureDistillationPlugin",
         options={"alpha": 1.0},
@@ -338,7 +295,7 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "lfl": Method(
-        "benchmarks.baselines:lfl",
+        "benchmarks.penalties:lfl",
         "less-forgetful learning: the features keep their place; repaired: trains in training mode",
         "LFL",
         options={"lambda_e": 1.0},
@@ -348,7 +305,7 @@ _PENALTIES: Mapping[str, Method] = {
         why_not="it freezes the classifier after the first experience, so no later class can be learned",
     ),
     "ewc": Method(
-        "benchmarks.baselines:ewc",
+        "benchmarks.penalties:ewc",
         "elastic weight consolidation",
         "EWC",
         options={"ewc_lambda": 100.0, "mode": "separate", "decay_factor": 0.0},
@@ -356,7 +313,7 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "si": Method(
-        "benchmarks.baselines:si",
+        "benchmarks.penalties:si",
         "synaptic intelligence",
         "SynapticIntelligence",
         options={"si_lambda": 1.0, "eps": 1e-7},
@@ -364,7 +321,7 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "mas": Method(
-        "benchmarks.baselines:mas",
+        "benchmarks.penalties:mas",
         "memory-aware synapses",
         "MAS",
         options={"lambda_reg": 1.0, "alpha": 0.5},
@@ -372,7 +329,7 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "rwalk": Method(
-        "benchmarks.baselines:rwalk",
+        "benchmarks.penalties:rwalk",
         "Riemannian walk without replay (RWalkPlugin); repaired: trains in training mode",
         "RWalkPlugin",
         options={"ewc_lambda": 0.1, "ewc_alpha": 0.9, "delta_t": 10},
@@ -380,14 +337,14 @@ _PENALTIES: Mapping[str, Method] = {
         has_memory=False,
     ),
     "agem": Method(
-        "benchmarks.baselines:agem",
+        "benchmarks.penalties:agem",
         "the gradient does not oppose that of stored images, on average; repaired: one memory for all experiences",
         "AGEM",
         options={"sample_size": 64},
         grid={**COMMON, "options.sample_size": (32, 64, 128)},
     ),
     "gem": Method(
-        "benchmarks.baselines:gem",
+        "benchmarks.penalties:gem",
         "the same for each past experience; repaired: needs no solver of its own, one memory for all experiences",
         "GEM",
         options={"memory_strength": 0.5},
@@ -432,14 +389,15 @@ UNAVAILABLE: Mapping[str, str] = {
 }
 
 
-def method_of(name: str) -> Method:
+def method_of(name: str, folder: Path | None = None) -> Method:
     """The method of that name.
 
     Args:
         name: a key of METHODS, or "module:function" of a builder of your own. That function takes a
             `benchmarks.models.Setting`; its keyword-only parameters are the options, with their defaults, and the first
-            line of its docstring is what `list` says. It gives an Avalanche strategy or a `Built`. The config's
-            `memory` is its to use or not.
+            line of its docstring is what `list` says. It gives an Avalanche strategy or a `Built`. It stores as many
+            images as the config's `memory` says, none by default, or takes no notice of that.
+        folder: where a module of your own is looked for first: that of the TOML file.
 
     Raises:
         ValueError: there is no such method, module or function, or a parameter that no config could set.
@@ -448,5 +406,5 @@ def method_of(name: str) -> Method:
         return METHODS[name]
     if ":" not in name:
         raise ValueError(f"no method named {name!r}. Known: {', '.join(METHODS)}, or module:function of your own")
-    builder = find_builder(name)
-    return Method(name, about=first_line(builder), options=options_of(builder, name))
+    builder = find_builder(name, folder)
+    return Method(name, about=first_line(builder), options=options_of(builder, name), stores_by_default=False)

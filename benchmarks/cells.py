@@ -175,9 +175,26 @@ def is_ours(row: Row) -> bool:
 
 def stream_of(row: Row, grouped: Grouped) -> tuple[Any, ...]:
     """What must agree before two rows of a suite can be compared."""
-    config = grouped[row.name][0]["config"]
+    first = grouped[row.name][0]
+    config = first["config"]
     keys = ("stream", "data", "scenario", "experiences", "base_classes", "train_images", "test_images")
-    return tuple(config.get(key) for key in keys)
+    return first["evaluated_on"], *(config.get(key) for key in keys)
+
+
+def drawn(result: Result) -> dict[str, Sequence[float]]:
+    """What the seed decided of a run's stream, by name; the class order of rotated domains says nothing."""
+    angles = result.get("angles")
+    return {"rotations": angles} if angles else {"class orders": result.get("class_order", [])}
+
+
+def own_streams(rows: Sequence[Sequence[Result]]) -> str:
+    """What the seeds of these rows differ in: ", each with its own class order", or rotations, or nothing."""
+    kinds = []
+    for results in rows:
+        found = [drawn(result) for result in results]
+        kinds += [kind for kind in found[0] if any(other.get(kind) != found[0][kind] for other in found)]
+    words = [word for kind, word in (("class orders", "class order"), ("rotations", "rotations")) if kind in kinds]
+    return f", each with its own {' or '.join(words)}" if words else ""
 
 
 # ---- words

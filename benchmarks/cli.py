@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import results, tables
 from benchmarks.catalog import UNAVAILABLE
-from benchmarks.configs import DEFAULT_SUITE, Row, find_row, load_rows, suites, updated
+from benchmarks.configs import DEFAULT_SUITE, Row, find_row, load_row, load_rows, nearest, suites, toml, updated
 from benchmarks.files import check_writable, write_text
 from benchmarks.pool import Job, Progress, run_jobs
 
@@ -33,8 +33,8 @@ examples:
   python -m benchmarks run mine.toml naive                     your own method beside a built-in one
   python -m benchmarks run --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array"""
 TUNE_TEXT = """\
-Scores the same number of candidates for every row on held-out training images (the test images are not even loaded into
-the stream), with seeds other than those of the results. Candidates go to benchmarks/tuning/SUITE/ROW.json as they are
+Scores the same number of candidates for every row on validation images (the test images are not even loaded into the
+stream), with seeds other than those of the results. Candidates go to benchmarks/tuning/SUITE/ROW.json as they are
 scored, so a killed search goes on; the winner goes to benchmarks/configs/SUITE/ROW.toml. Rows are chosen by final
 accuracy, retrieval methods (CSD) by final Recall@1. A suite's _suite.toml may narrow the search in its table [tune]."""
 REPORT_TEXT = """\
@@ -92,7 +92,10 @@ def _add_suite(command: Any) -> None:
 def _add_list(commands: Any) -> None:
     command = _add_command(commands, "list", "the rows of a suite, one line each", list_rows, LIST_TEXT)
     _add_suite(command)
+    command.add_argument("row", nargs="?", metavar="CONFIG", help="one row: everything that a TOML file may set")
+    command.set_defaults(rows=[])
     command.add_argument("--suites", action="store_true", help="the suites instead")
+    command.add_argument("--streams", action="store_true", help="the streams and networks instead")
     command.add_argument("--unavailable", action="store_true", help="Avalanche's strategies that are left out, and why")
 
 
@@ -112,14 +115,7 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
-    command.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
-        f"images per class; runs the suite {OWN_SUITE} on them",
-    )
-    _add_root(command)
+    _add_data(command)
     command.add_argument(
         "--memory", type=_positive, help="stored images of each row that has a memory (default: from the config)"
     )
@@ -131,14 +127,18 @@ def _add_run(commands: Any) -> None:
         help="change a key of every row, such as epochs=1 or options.temperature=0.2 (TOML values; may be repeated)",
     )
     command.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
-    )
-    command.add_argument(
         "--on",
         default="local",
         choices=("local", "slurm"),
         help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
     )
+    command.add_argument(
+        "--again", action="store_true", help="do runs that are there already once more, and replace them"
+    )
+    _add_cluster(command)
+
+
+def _add_cluster(command: Any) -> None:
     cluster = command.add_argument_group("on slurm")
     cluster.add_argument("--partition", help="(default: the cluster's)")
     cluster.add_argument("--time", type=_positive, default=60, metavar="MINUTES", help="per run (default: %(default)s)")
@@ -152,6 +152,13 @@ def _add_run(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="any other option of sbatch, such as qos=long",
     )
+    cluster.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="shell line before a run, such as 'module load cuda'",
+    )
     cluster.add_argument("--detach", action="store_true", help="do not wait; the same command later shows what is done")
 
 
@@ -162,10 +169,21 @@ def _add_tune(commands: Any) -> None:
     command.add_argument("rows", nargs="*", metavar="ROW", help="row names; default: all rows of the main table")
     _add_suite(command)
     command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
-    _add_root(command)
+    _add_data(command)
+    command.set_defaults(set=[])
 
 
-def _add_root(command: Any) -> None:
+def _add_data(command: Any) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
+        f"images per class; takes the suite {OWN_SUITE}",
+    )
+    command.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
+    )
     command.add_argument(
         "--root",
         default="",
@@ -213,45 +231,59 @@ def _add_results(command: Any) -> None:
 
 
 def list_rows(parsed: argparse.Namespace) -> int:
-    """Print every row of the suite, or the suites."""
+    """Print the rows of the suite, one row whole, or what else there is."""
     if parsed.suites:
         for suite in suites():
-            print(f"{suite:18} {len(load_rows(suite)):3} rows")
-        return 0
-    if parsed.unavailable:
+            rows = load_rows(suite)
+            streams = ", ".join(sorted({row.config.stream for row in rows}))
+            print(f"{suite:18} {len(rows):3} rows on {streams}")
+    elif parsed.streams:
+        from benchmarks.models import NETWORKS  # torch takes seconds
+        from benchmarks.streams import STREAMS
+
+        for name, kind in STREAMS.items():
+            print(f"stream  {name:20} {kind.title}; {', '.join(kind.scenarios)}-incremental; network {kind.network}")
+        for name, network in NETWORKS.items():
+            print(f"network {name:20} {network.about}")
+    elif parsed.unavailable:
         for name, reason in UNAVAILABLE.items():
             print(f"{name:22} {reason}")
-        return 0
-    for row in load_rows(parsed.suite or DEFAULT_SUITE):
-        about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
-        print(f"{row.name:28} {row.table:9} {about}")
+    elif parsed.row:
+        _print_row(find_row(parsed.row, _suite(parsed)))
+    else:
+        for row in load_rows(parsed.suite or DEFAULT_SUITE):
+            about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
+            print(f"{row.name:28} {row.table:9} {about}")
     return 0
+
+
+def _print_row(row: Row) -> None:
+    """The whole config, as a TOML file could say it."""
+    config = row.config.as_dict()
+    options = config.pop("options")
+    print(f"# {row.label}: {row.method.about}")
+    print("\n".join(f"{key} = {toml(value)}" for key, value in config.items()))
+    print("\n".join(["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]))
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Do the runs that are missing, then show what there is."""
-    rows = [_changed(row, parsed.memory, _assignments(parsed)) for row in _chosen(parsed)]
-    _check_rows(rows, parsed.seeds[0], parsed.root)
-    out: Path = parsed.out or Path("out") / (parsed.data.stem if parsed.data else rows[0].config.suite)
+    rows = _changed(_chosen(parsed), parsed.memory, _assignments(parsed))
+    device = "cuda" if parsed.gpus else parsed.device
+    _check_cluster(parsed)
+    _check_rows(rows, parsed.seeds, parsed.root, device if parsed.on == "local" else "cpu")
+    out: Path = parsed.out or Path("out") / (rows[0].config.suite if parsed.data is None else _stem(parsed.data))
     check_writable(out)
     wanted = [(row, seed) for seed in parsed.seeds for row in rows]
-    missing = [(row, seed) for row, seed in wanted if not results.is_done(out, row, seed)]
+    missing = [(row, seed) for row, seed in wanted if parsed.again or not results.is_done(out, row, seed)]
+    _check_replaced(out, missing, parsed.again)
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {out} already", file=sys.stderr)
-    commit = results.git_commit()
     jobs = [
-        Job(
-            row.name,
-            row.config,
-            seed,
-            validation=row.on_validation,
-            device="cuda" if parsed.gpus else parsed.device,
-            root=parsed.root,
-            key=row.shown(),
-        )
+        Job(row.name, row.config, seed, validation=row.on_validation, device=device, root=parsed.root, key=row.shown())
         for row, seed in missing
     ]
-    failed = _do(parsed, jobs, out, commit) if jobs else []
+    failed = _do(parsed, jobs, out) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
     if any(results.is_done(out, row, seed) for row, seed in wanted):
@@ -259,12 +291,26 @@ def run(parsed: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path, commit: str) -> list[tuple[Job, str]]:
+def _stem(data: Path) -> str:
+    return data.expanduser().resolve().stem or OWN_SUITE
+
+
+def _check_replaced(out: Path, missing: Sequence[tuple[Row, int]], again: bool) -> None:
+    """Refuse to write over results of another setting."""
+    for row, seed in missing:
+        stored = None if again else results.stored_result(out, row, seed)
+        if stored is not None:
+            raise ValueError(
+                f"{results.result_path(out, row.name, seed)} is there, of another setting: "
+                f"{results.difference(stored, row, seed)}. Give another --out, or --again to replace it"
+            )
+
+
+def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path) -> list[tuple[Job, str]]:
     """The runs, here or on the cluster; what went wrong."""
-    write = partial(_save, out, commit)
     progress = Progress(len(jobs))
     if parsed.on == "local":
-        return run_jobs(jobs, parsed.jobs, write, progress=progress)
+        return run_jobs(jobs, parsed.jobs, partial(_save, out, results.git_commit()), progress=progress)
     from benchmarks.cluster import SlurmOptions, submit_jobs  # submitit is an extra
 
     options = SlurmOptions(
@@ -273,40 +319,48 @@ def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path, commit: str)
         mem_gb=parsed.mem,
         cpus=parsed.cpus,
         gpus=parsed.gpus,
+        setup=parsed.setup,
         extra=_pairs(parsed.sbatch, "--sbatch"),
         wait=not parsed.detach,
     )
-    return submit_jobs(jobs, out, write, progress=progress, options=options)
+    return submit_jobs(jobs, out, partial(_save, out, ""), progress=progress, options=options)
 
 
 def _save(out: Path, commit: str, job: Job, result: Mapping[str, Any]) -> None:
-    """Write a run's JSON; called in this process, or by the run itself on a cluster."""
-    results.save(out, job.name, job.key, commit, result)
+    """Write a run's JSON; on a cluster the run does so itself, and the commit is what it finds when it ends."""
+    result = {**result, "fingerprint": results.fingerprint(job.config)}
+    results.save(out, job.name, job.key, commit or results.git_commit(), result)
 
 
-def _check_rows(rows: Sequence[Row], seed: int, root: str) -> None:
+def _check_cluster(parsed: argparse.Namespace) -> None:
+    """Refuse what only a cluster understands, without one."""
+    given = [key for key in ("partition", "mem", "gpus", "sbatch", "setup", "detach") if getattr(parsed, key)]
+    if parsed.on == "local" and given:
+        raise ValueError(f"--{given[0]} is for --on slurm" + (": use --device cuda here" if given[0] == "gpus" else ""))
+
+
+def _check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str) -> None:
     """Refuse what cannot run before the first run starts; what must be downloaded is, once."""
     found = {row.config.suite for row in rows}
     if len(found) != 1:
         raise ValueError(f"one call runs rows of one suite, got rows of {', '.join(sorted(found)) or 'none'}")
-    from benchmarks.runs import check, stream_of  # torch takes seconds: only those who run wait for it
+    names = [row.name for row in rows]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two of the rows are called {twice[0]!r}; their results would be the same files. Rename one")
+    if max(seeds) >= 2**32:
+        raise ValueError(f"--seeds: must be below 2**32, got {max(seeds)}")
+    from benchmarks.runs import build, check, device_of, stream_of  # torch takes seconds: those who run wait for it
 
+    place = device_of(device)
     for row in rows:
         check(row.config)
-    tried = []
+    streams: dict[Any, Any] = {}
     for row in rows:
-        kind = (
-            (c := row.config).stream,
-            c.data,
-            c.scenario,
-            c.experiences,
-            c.base_classes,
-            c.train_images,
-            c.test_images,
-        )
-        if kind not in tried:
-            stream_of(row.config, seed, validation=row.on_validation, root=root)
-            tried.append(kind)
+        c = row.config
+        kind = c.stream, c.data, c.scenario, c.experiences, c.base_classes, c.train_images, c.test_images
+        if (kind, row.on_validation) not in streams:
+            streams[kind, row.on_validation] = stream_of(c, seeds[0], validation=row.on_validation, root=root)
+        build(c, streams[kind, row.on_validation], place)
 
 
 def _show(out: Path) -> None:
@@ -325,8 +379,11 @@ def tune(parsed: argparse.Namespace) -> int:
     """Search the settings of rows."""
     from benchmarks.tuning import tune as search
 
-    rows = [row for row in _chosen(parsed) if parsed.rows or not row.base]
-    return 1 if search(rows, parsed.jobs, root=parsed.root) else 0
+    rows = _changed([row for row in _chosen(parsed) if parsed.rows or not row.base], None, _assignments(parsed))
+    if parsed.data is not None and not all(row.path for row in rows):
+        raise ValueError("tune --data: copy the rows' TOML files to a folder of yours, which the winners can go into")
+    _check_rows(rows, [0], parsed.root, parsed.device)
+    return 1 if search(rows, parsed.jobs, root=parsed.root, device=parsed.device) else 0
 
 
 def show_tables(parsed: argparse.Namespace) -> int:
@@ -426,11 +483,23 @@ def _pairs(assignments: Sequence[str], flag: str) -> dict[str, str]:
     return pairs
 
 
-def _changed(row: Row, memory: int | None, changes: Mapping[str, Any]) -> Row:
-    """The row with --memory, --data and --set applied."""
-    if memory is not None and row.method.has_memory:
-        changes = {"memory": memory, **changes}
-    return replace(row, config=updated(row.config, changes, where=f"{row.name} with --set"))
+def _changed(rows: Sequence[Row], memory: int | None, changes: Mapping[str, Any]) -> list[Row]:
+    """The rows with --memory, --data and --set applied; an option is set where a row's method has it.
+
+    A row that is there to show another size of memory than the row it follows keeps its own.
+    """
+    for key in changes:
+        if key.startswith("options.") and not any(key.removeprefix("options.") in row.method.options for row in rows):
+            known = {f"options.{name}" for row in rows for name in row.method.options}
+            raise ValueError(f"--set: no row here has {key!r}{nearest(key, known)}")
+    changed = []
+    for row in rows:
+        ours = {k: v for k, v in changes.items() if k.removeprefix("options.") in row.method.options or "." not in k}
+        sized = row.base and row.config.memory != load_row(row.base, row.config.suite).config.memory
+        if memory is not None and row.method.has_memory and not sized:
+            ours = {"memory": memory, **ours}
+        changed.append(replace(row, config=updated(row.config, ours, where=f"{row.name} with --set")))
+    return changed
 
 
 def _value(text: str) -> Any:
@@ -438,4 +507,8 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return float(text)  # such as .1, which TOML does not have
+    except ValueError:
         return text

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.builders import importable, own_folders
 from benchmarks.files import read_json, write_json
 from benchmarks.pool import Job, execute_job, figures, last_line
 from benchmarks.progress import Progress
@@ -59,7 +60,6 @@ class SlurmOptions:
         mem_gb: memory.
         cpus: processors, and threads of torch; figures are sure to equal those of a local run only with one.
         gpus: graphics cards.
-        array_parallelism: runs at a time.
         setup: shell lines before a run, such as "module load cuda".
         extra: more options of sbatch, such as {"account": "physics"}.
         wait: until all runs are over; without, return as soon as they are submitted.
@@ -70,7 +70,6 @@ class SlurmOptions:
     mem_gb: float | None = None
     cpus: int = 1
     gpus: int = 0
-    array_parallelism: int = 256
     setup: Sequence[str] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
     wait: bool = True
@@ -117,14 +116,14 @@ def submit_jobs(
         jobs: in the order they shall start.
         out: folder of the results; Slurm's logs go to `.slurm` in it. The compute nodes must see it, and the present
             folder, under the same path.
-        write: called by each run, on its node, with its job and its result; must be picklable.
+        write: called by each run, on its node, with its job and its result, hours later perhaps; must be picklable.
         progress: told of each end, and of what the runs report in between.
         options: what each run asks of the cluster.
         scheduler: Slurm by default.
 
     Raises:
         ValueError: submitit or Slurm is missing, Slurm refuses a job or does not answer, or it still has a job that
-            will write the same file for another config.
+            will write the same file with another config, data folder or device.
     """
     scheduler = scheduler or Scheduler()
     _check_installed(scheduler)
@@ -174,8 +173,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _entry(job: Job, id: str) -> dict[str, Any]:
-    config = json.dumps(job.config.as_dict(), sort_keys=True, default=str)
-    digest = hashlib.sha256(config.encode()).hexdigest()[:16]
+    root = os.path.abspath(os.path.expanduser(job.root)) if job.root else ""
+    what = json.dumps([job.config.as_dict(), root, job.device], sort_keys=True, default=str)
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
     return {"name": job.name, "seed": job.seed, "validation": job.validation, "config": digest, "id": id}
 
 
@@ -196,8 +196,8 @@ def _known(jobs: Sequence[Job], submitted: Sequence[Mapping[str, Any]]) -> dict[
             continue
         if run != _entry(job, run["id"]):
             raise ValueError(
-                f"{job.label}: Slurm still has job {run['id']}, which will write the same file for another config. "
-                f"Wait for it or end it (scancel {run['id']}), or choose another --out"
+                f"{job.label}: Slurm still has job {run['id']}, which will write the same file with another config, "
+                f"--root or device. Wait for it or end it (scancel {run['id']}), or choose another --out"
             )
         known[job.id] = str(run["id"])
     return known
@@ -226,7 +226,6 @@ def _submit(
         cpus_per_task=options.cpus,
         gpus_per_node=options.gpus or None,
         slurm_partition=options.partition,
-        slurm_array_parallelism=options.array_parallelism,
         slurm_setup=[
             *options.setup,
             f"cd {shlex.quote(os.getcwd())}",
@@ -239,16 +238,31 @@ def _submit(
     )
     try:
         with executor.batch():
-            tasks = [executor.submit(run_task, job, write, options.cpus, _note_path(folder, job)) for job in jobs]
+            tasks = [
+                executor.submit(run_task, job, write, options.cpus, _note_path(folder, job), own_folders())
+                for job in jobs
+            ]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise ValueError(f"Slurm refused the jobs: {error}") from error
     return [task.job_id for task in tasks]
 
 
-def run_task(job: Job, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path) -> dict[str, Any]:
-    """The run, on its node: do it, write the result, say now and then where it is."""
+def run_task(
+    job: Job, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path, folders: Sequence[str]
+) -> dict[str, Any]:
+    """The run, on its node: do it, write the result, say now and then where it is.
+
+    Args:
+        job: the run.
+        write: see `submit_jobs`.
+        threads: of torch.
+        note: where to say how far it is.
+        folders: where modules of the user's own are.
+    """
     import torch
 
+    for place in folders:
+        importable(Path(place))
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, for jobs that save what they have so far
     told = 0.0

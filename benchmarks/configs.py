@@ -106,6 +106,7 @@ class Row:
     note: str = ""
     base: str = ""
     chosen_by: str = ""
+    path: str = ""  # of a TOML file outside the suites
 
     @property
     def select_by(self) -> str:
@@ -183,19 +184,24 @@ def _read_row(path: Path, suite: str) -> Row:
     _check_choice(shown.get("table", "main"), TABLES, "table", where)
     _check_choice(shown.get("chosen_by", ""), ("", *SCORES), "chosen_by", where)
     if base:
+        if "method" in raw:
+            raise ValueError(f"{where}: has both `base` and `method`; a row with a base has its base's method")
         config = load_row(base, suite).config
-        raw.pop("method", None)
     else:
         method = raw.pop("method", None)
+        if method is None:
+            raise ValueError(f"{where}: needs a `method` (see `list`), or the `base` row that it follows")
         if not isinstance(method, str) or (method not in METHODS and ":" not in method):
             came = str(method)
             raise ValueError(
                 f"{where}: needs `base`, or a `method` that is known or module:function, got method "
                 f"{came!r}{nearest(came, METHODS)}"
             )
+        method_of(method, path.parent)  # a module beside the file is found from then on
         config = default_config(method, suite)
     config = updated(config, raw, where=where)
-    return Row(path.stem, config, shown.pop("label", path.stem), base=base, **shown)
+    outside = "" if path.parent.parent == CONFIGS else str(path)
+    return Row(path.stem, config, shown.pop("label", path.stem), base=base, path=outside, **shown)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -208,6 +214,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: expected a TOML file, this is a folder") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
 
@@ -217,10 +225,13 @@ def default_config(method: str, suite: str) -> Config:
     known = method_of(method)
     path = folder(suite) / SHARED
     shared = read_toml(path) if path.is_file() else {}
-    memory = Config.memory if known.has_memory else 0
+    memory = Config.memory if known.has_memory and known.stores_by_default else 0
     plain = Config(method, suite, memory=memory, augment=known.own_augmentation, options=dict(known.options))
     shared.pop("tune", None)  # how `tune` searches the suite's rows
-    fixed = {"memory": not known.has_memory, "augment": known.own_augmentation}  # what is not this method's to choose
+    fixed = {
+        "memory": not (known.has_memory and known.stores_by_default),
+        "augment": known.own_augmentation,
+    }  # what is not this method's to choose
     usable = {key: value for key, value in shared.items() if not fixed.get(key)}
     return updated(plain, usable, where=f"{suite}/{SHARED}")
 
@@ -266,8 +277,8 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
             kind = "list of whole numbers" if want is tuple else want.__name__
             raise ValueError(f"{where}: {key} must be a {kind}, got {value!r} ({type(value).__name__})")
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, (int, float)) and not number >= 0 for number in numbers):  # not >=: nan too
-            raise ValueError(f"{where}: {key} must not be negative, got {value!r}")
+        if any(isinstance(number, (int, float)) and not 0 <= number < float("inf") for number in numbers):  # nan too
+            raise ValueError(f"{where}: {key} must be finite and not negative, got {value!r}")
         checked[key] = value
     return checked
 
@@ -292,8 +303,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def same_config(stored: Any, config: Config) -> bool:
-    """Whether a result's config is this one; keys that it does not have yet count as their defaults."""
-    return isinstance(stored, dict) and {**plain_defaults(), **stored} == config.as_dict()
+    """Whether a result's config is this one."""
+    return isinstance(stored, dict) and completed(stored) == config.as_dict()
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with what it does not have yet, fields and options, at the defaults."""
+    whole = {**plain_defaults(), **stored}
+    method = METHODS.get(whole["method"])
+    return {**whole, "options": {**(method.options if method else {}), **whole["options"]}}
 
 
 def plain_defaults() -> dict[str, Any]:
@@ -310,23 +328,24 @@ def changes_from_default(config: Config) -> dict[str, Any]:
     return {**changed, **({"options": options} if options else {})}
 
 
-def write_row(row: Row, comment: str) -> Path:
-    """Write the row's TOML file, its config reduced to what differs from the defaults."""
-    shown = {"method": row.config.method, "label": row.label}
+def write_row(row: Row, comment: str, *, path: Path | None = None) -> Path:
+    """Write the row's TOML file, its config reduced to what differs from the defaults; into its suite by default."""
+    shown = {"suite": row.config.suite} if path else {}
+    shown |= {"method": row.config.method, "label": row.label}
     shown |= {"table": row.table} if row.table != "main" else {}
     shown |= {"note": row.note} if row.note else {}
     shown |= {"chosen_by": row.chosen_by} if row.chosen_by else {}
     changed = changes_from_default(row.config)
     options = changed.pop("options", {})
     lines = [f"# {line}" for line in comment.splitlines()]
-    lines += [f"{key} = {_toml(value)}" for key, value in {**shown, **changed}.items()]
+    lines += [f"{key} = {toml(value)}" for key, value in {**shown, **changed}.items()]
     if options:
-        lines += ["", "[options]"] + [f"{key} = {_toml(value)}" for key, value in options.items()]
-    path = folder(row.config.suite) / f"{row.name}.toml"
+        lines += ["", "[options]"] + [f"{key} = {toml(value)}" for key, value in options.items()]
+    path = path or folder(row.config.suite) / f"{row.name}.toml"
     write_text(path, "\n".join(lines) + "\n")
     return path
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from os import W_OK, access
@@ -146,13 +146,26 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
 
 @contextmanager
 def _alone(folder: Path, content: Path) -> Iterator[None]:
-    """Keep several processes from downloading the same thing at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep several processes from downloading the same thing at once; what it made, it removes after a failure."""
     lock = folder / ".download.lock"
+    made = [path for path in content.parents if not path.exists()]  # the innermost first
+    locked_before = lock.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     # Where the data are and nobody has ever downloaded, or nothing can be written, there is nothing to wait for.
     needed = access(folder, W_OK) and (lock.exists() or not content.exists())
-    with FileLock(lock) if needed else nullcontext():
-        yield
+    try:
+        with FileLock(lock) if needed else nullcontext():
+            try:
+                yield
+            except BaseException:
+                if not locked_before:  # as long as it is ours: another process may wait for it, and makes its own
+                    lock.unlink(missing_ok=True)
+                raise
+    except BaseException:
+        with suppress(OSError):  # one that is not empty stays, and all around it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextmanager
@@ -177,7 +190,7 @@ def _what_to_do(kind: Download, folder: Path, reason: str) -> str:
     remedy = f"Delete {content} and run again to download it anew" if content.exists() else "Run again with a network"
     return (
         f"{kind.title} could not be loaded from {folder}: {reason[:400].rstrip('.')}.{found} {remedy}, or put its "
-        f"files into {content} yourself, or name another folder (`data`)."
+        f"files into {content} yourself, or name another folder (--root)."
     )
 
 

@@ -126,6 +126,7 @@ def csd(
     triplet_weight: float = 1.0,
     margin: float = 1.0,
     ce: str = "weighted",
+    ce_weight: float = 1.0,
     head: str = "linear",
     feature_layer: str = "",
     teacher_mode: str = "eval",
@@ -153,6 +154,7 @@ def csd(
         triplet_weight=triplet_weight,
         margin=margin,
         ce=ce,  # type: ignore[arg-type]
+        ce_weight=ce_weight,
         feature_layer=feature_layer or None,
         teacher_mode=teacher_mode,  # type: ignore[arg-type]
         **s.keywords(),

@@ -25,6 +25,7 @@ from benchmarks.arrays import (
 )
 
 PARTS = ("train", "test", "val")
+VALIDATION = ("val", "valid", "validation")  # what the folder of validation images may be called
 BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 TEST_SHARE = 0.2  # of a folder that has no test images of its own
 
@@ -180,21 +181,25 @@ def _folders(path: Path) -> list[str]:
 def load_folder(path: Path) -> Arrays:
     """Read `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (optional `val/...`), or `CLASS/IMAGE`.
 
+    train/ and test/ are parts where both are there, and beside them at most one of val/, valid/ and validation/. In any
+    other company, such as car/ and train/ without test/, they are classes like the others, and must hold images.
+
     Without test images of its own a folder is split, a fifth of each class for the test, always the same way. Images
     are grey if all of them are, else all are in colour. If they differ in size, each is scaled and its middle cut out,
     to a square with the smallest side of any of them.
 
     Raises:
-        ValueError: no class folders, an empty one, other classes in test than in train, an unreadable image.
+        ValueError: no class folders, an empty one, other classes in test than in train, folders that could be parts or
+            classes, an unreadable image.
     """
-    split = "train" in (names := _folders(path)) or "test" in names
-    parts = [part for part in PARTS if part in names or part != "val"] if split else ["all"]
-    folders = {part: _class_folders(path / part if split else path) for part in parts}
-    classes = folders[parts[0]].classes
+    places = _part_folders(path)
+    folders = {part: _class_folders(place) for part, place in places.items()}
+    classes = next(iter(folders.values())).classes
     for part, folder in folders.items():
         if folder.classes != classes:
             lone = ", ".join(sorted(set(folder.classes) ^ set(classes)))
-            raise ValueError(f"{path}: train/ and {part}/ must have the same classes; in one of them only: {lone}.")
+            name = places[part].name
+            raise ValueError(f"{path}: train/ and {name}/ must have the same classes; in one of them only: {lone}.")
     sizes, grey = sizes_and_colour([name for folder in folders.values() for name, _ in folder.samples])
     side = min(min(size) for size in sizes)
     size = next(iter(sizes)) if len(sizes) == 1 else (side, side)
@@ -204,7 +209,7 @@ def load_folder(path: Path) -> Arrays:
     for part, folder in folders.items():
         images = decode(str(path), [name for name, _ in folder.samples], 1 if grey else 3, size)
         x[part], y[part] = images_tensor(str(path), images), np.asarray(folder.targets, dtype=np.int64)
-    if not split:
+    if "all" in places:
         kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, str(path))
         x, y = {"train": x["all"][kept], "test": x["all"][held]}, {"train": y["all"][kept], "test": y["all"][held]}
     check_classes(str(path), y)
@@ -212,9 +217,24 @@ def load_folder(path: Path) -> Arrays:
     return _arrays(x, y, tuple(classes), domains={}, note=note)
 
 
+def _part_folders(path: Path) -> dict[str, Path]:
+    """The folder of each part, of PARTS; or "all", where the folders are classes."""
+    names = _folders(path)
+    validation = [name for name in names if name in VALIDATION]
+    parts = [name for name in names if name in ("train", "test", *VALIDATION)]
+    if {"train", "test"} <= set(names) and parts == names and len(validation) < 2:
+        return dict(zip(PARTS, (path / name for name in ("train", "test", *validation)), strict=False))
+    nested = [name for name in parts if _folders(path / name)]
+    if nested:
+        raise ValueError(
+            f"{path}: {nested[0]}/ holds folders, as a part of the images would. Parts are train/ and test/, both, and "
+            f"beside them at most one of val/, valid/, validation/ and nothing else; there are {', '.join(names)}. If "
+            f"these are classes, {nested[0]}/ must hold images."
+        )
+    return {"all": path}
+
+
 def _class_folders(path: Path) -> _Folders:
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; next to train/ or test/ the other one is needed.")
     if not _folders(path):
         raise ValueError(f"{path}: no class folders. Expected CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE.")
     try:

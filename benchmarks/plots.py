@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks.cells import OURS, by_memory, get, is_ours, memories, memory_of, peak_memory
 from benchmarks.configs import Row
+from benchmarks.files import write_bytes
 from benchmarks.results import Grouped, rows_of, suite_of
 from benchmarks.stats import mean_matrix, mean_std
 
@@ -49,14 +50,15 @@ class Look:
 
 
 def plot_all(grouped: Grouped, folder: Path) -> list[Path]:
-    """Write the figures of the main rows as PNG; returns their paths."""
+    """Write the figures of the main rows as PNG; returns their paths.
+
+    Raises:
+        OSError: one cannot be written; what was there before is as it was.
+    """
     paths = []
     for name, draw in FIGURES.items():
         path = folder / f"{name}.png"
-        part = path.with_name(f".{path.name}.part")
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(rendered(draw, grouped))
-        part.replace(path)
+        write_bytes(path, rendered(draw, grouped))
         paths.append(path)
     return paths
 

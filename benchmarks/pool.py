@@ -251,5 +251,7 @@ def _attempt(job: Job) -> Outcome:
     """The result, or the traceback as text, since not every exception can be sent between processes."""
     try:
         return execute_job(job, lambda share, what: _tell(job.id, share, what))
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a builder that calls sys.exit(), too: one bad run stops no other
         return traceback.format_exc()

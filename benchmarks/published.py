@@ -4,19 +4,21 @@ The numbers are in published.toml, each with its source; ours are read from resu
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.configs import nearest, read_toml
+from benchmarks.configs import load_row, nearest, read_toml, row_files, same_config, suites
 from benchmarks.results import Grouped, Result
 from benchmarks.stats import mean_std
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 WITHIN = 2.0  # published standard deviations
 POINTS = 1.0  # where no standard deviation was published
-REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+YES, BUT, NO = "yes", "as published, but", "no"  # the same setting?
+CHANGED = f"{NO}: run with other values than those of its config file"
+REPRODUCED, DEVIATING, NOT_REPRODUCED = "reproduced", "reproduced with deviations", "not reproduced"
 
 
 def _recall_within(result: Result) -> float | None:
@@ -41,7 +43,7 @@ class Ours:
     Args:
         suite: suite of the row.
         row: its name.
-        same: "yes", or "no: " and what differs.
+        same: "yes", or "as published, but: " or "no: " and what differs; comparisons.SAME_SETTING is the rule.
     """
 
     suite: str
@@ -94,10 +96,10 @@ class Beside:
 
     @property
     def verdict(self) -> str:
-        """`REPRODUCED` only for a result of the same setting that lies near enough; see `near`."""
-        if self.ours is None or self.mean is None or self.ours.same != "yes":
+        """`REPRODUCED` or `DEVIATING` only for a result of the published setting that is near enough; see `near`."""
+        if self.ours is None or self.mean is None or not near(self.number, self.mean):
             return NOT_REPRODUCED
-        return REPRODUCED if near(self.number, self.mean) else NOT_REPRODUCED
+        return {YES: REPRODUCED, BUT: DEVIATING}.get(self.ours.same.partition(": ")[0], NOT_REPRODUCED)
 
 
 def near(number: Number, mean: float) -> bool:
@@ -145,8 +147,10 @@ def _numbers(entry: Mapping[str, Any], where: str) -> list[Number]:
 
 def _ours(item: Mapping[str, Any], entry: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, str], str]:
     _check_keys(item, {"suite", "same", "rows"}, set(), where)
-    if item["same"] != "yes" and not item["same"].startswith("no: "):
-        raise ValueError(f'{where}: same must be "yes" or "no: " and what differs, got {item["same"]!r}')
+    if item["same"] != YES and not str(item["same"]).startswith((f"{BUT}: ", f"{NO}: ")):
+        raise ValueError(
+            f'{where}: same must be "{YES}", or "{BUT}: " or "{NO}: " and what differs, got {item["same"]!r}'
+        )
     if entry["figure"] not in FIGURES:
         raise ValueError(f"{where}: no result has a figure {entry['figure']!r}{nearest(entry['figure'], FIGURES)}")
     for method in item["rows"]:
@@ -178,5 +182,14 @@ def _beside(number: Number, everything: Mapping[str, Grouped]) -> list[Beside]:
         tested = [result for result in results if result["evaluated_on"] == "test"]
         figures = mean_std([FIGURES[number.figure](result) for result in tested])
         if figures is not None:
-            found.append(Beside(number, ours, 100 * figures[0], 100 * figures[1], len(tested)))
+            held = ours if _as_filed(ours, tested) else replace(ours, same=CHANGED)
+            found.append(Beside(number, held, 100 * figures[0], 100 * figures[1], len(tested)))
     return found
+
+
+def _as_filed(ours: Ours, results: Sequence[Result]) -> bool:
+    """Whether the row's file has the values of these runs: with `run --set` they are of another setting."""
+    if ours.suite not in suites() or ours.row not in row_files(ours.suite):
+        return True  # nothing to hold them to
+    config = load_row(ours.row, ours.suite).config
+    return all(same_config(result["config"], config) for result in results)

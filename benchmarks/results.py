@@ -1,12 +1,25 @@
 """Results on disk: one JSON per row and seed in a folder, one folder per suite."""
 
+import hashlib
+import inspect
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.builders import find_builder
 from benchmarks.catalog import METHODS
-from benchmarks.configs import CONFIGS, Config, Row, load_row, plain_defaults, row_files, row_order, same_config
+from benchmarks.configs import (
+    CONFIGS,
+    Config,
+    Row,
+    completed,
+    load_row,
+    plain_defaults,
+    row_files,
+    row_order,
+    same_config,
+)
 from benchmarks.files import read_json, write_json
 
 Result = Mapping[str, Any]
@@ -18,15 +31,58 @@ def result_path(folder: Path, row: str, seed: int) -> Path:
     return folder / f"{row}-seed{seed}.json"
 
 
-def is_done(folder: Path, row: Row, seed: int) -> bool:
-    """Whether the run's JSON is there with exactly this config; an unreadable file counts as not done."""
+def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
+    """The result in the place of that run; None if there is none, or an unreadable one."""
     try:
         stored = read_json(result_path(folder, row.name, seed))
     except (FileNotFoundError, ValueError):
-        return False
-    return (
-        isinstance(stored, dict) and same_config(stored.get("config"), row.config) and stored.get("seed") == seed
-    ) and stored.get("evaluated_on") == ("validation" if row.on_validation else "test")
+        return None
+    return stored if isinstance(stored, dict) and isinstance(stored.get("config"), dict) else None
+
+
+def is_done(folder: Path, row: Row, seed: int) -> bool:
+    """Whether the run's JSON is there, of exactly this config, method of one's own and data of one's own."""
+    stored = stored_result(folder, row, seed)
+    return stored is not None and not difference(stored, row, seed)
+
+
+def difference(stored: Result, row: Row, seed: int) -> str:
+    """What a stored result was run with otherwise, in words; empty if nothing."""
+    ours, theirs = row.config.as_dict(), completed(stored["config"])
+    keys = [key for key in {**ours, **theirs} if key != "options" and ours.get(key) != theirs.get(key)]
+    words = [f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys]
+    if ours["options"] != theirs["options"]:
+        words.append(f"options {theirs['options']} there, {ours['options']} here")
+    if stored.get("seed") != seed:
+        words.append(f"seed {stored.get('seed')} there")
+    if stored.get("evaluated_on") != ("validation" if row.on_validation else "test"):
+        words.append(f"evaluated on {stored.get('evaluated_on')} images there")
+    for key, value in fingerprint(row.config).items():
+        if stored.get("fingerprint", {}).get(key) != value:
+            words.append(f"another {key} file or content")
+    return "; ".join(words)
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """Digests of what decides a run beside the config: the source of a method of one's own, data of one's own."""
+    found = {}
+    if ":" in config.method:
+        found["method"] = _digest([Path(inspect.getfile(find_builder(config.method)))])
+    if config.data:
+        path = Path(config.data)
+        found["data"] = _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+    return found
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of one file its content; of many their names, sizes and times: to read them all would take too long."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if len(paths) == 1:
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        else:
+            digest.update(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 def save(folder: Path, row: str, shown: Mapping[str, str], commit: str, result: Result) -> None:
@@ -39,14 +95,12 @@ def load_results(folder: Path) -> dict[str, list[Result]]:
     """All results of a folder by row, seeds in order.
 
     Raises:
-        ValueError: no result there, or results of several suites, or one row under several configs.
+        ValueError: no result there, something that is none, results of several suites, or one row under several
+            configs.
     """
     grouped: dict[str, list[Result]] = {}
     for path in sorted(folder.glob("*-seed*.json")):
-        result = read_json(path)
-        if not isinstance(result, dict) or not {"row", "config", "seed"} <= result.keys():
-            raise ValueError(f"{path}: expected the result of a run, with row, config and seed; what wrote it?")
-        result["config"] = {**plain_defaults(), **result["config"]}
+        result = _checked(path, read_json(path))
         grouped.setdefault(result["row"], []).append(result)
     if not grouped:
         raise ValueError(f"{folder}: expected <row>-seed<n>.json files, found none. Is it the --out folder of a run?")
@@ -58,6 +112,26 @@ def load_results(folder: Path) -> dict[str, list[Result]]:
         if any(result["config"] != results[0]["config"] for result in results):
             raise ValueError(f"{folder}: the seeds of {row} were run with different configs; run that row again")
     return grouped
+
+
+NEEDED = ("row", "config", "seed", "evaluated_on", "accuracy_matrix", "test_images", "versions", "device", "readout")
+
+
+def _checked(path: Path, result: Any) -> dict[str, Any]:
+    """A result with its config complete, or an error that names the file."""
+    if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
+        raise ValueError(f"{path}: expected the result of a run, a JSON object with a config")
+    if missing := [key for key in NEEDED if key not in result]:
+        raise ValueError(f"{path}: not a whole result of a run, it lacks {', '.join(missing)}")
+    unknown = [key for key in result["config"] if key not in plain_defaults()]
+    if unknown:
+        raise ValueError(
+            f"{path}: its config has {', '.join(unknown)}, unknown here. Was it written by a newer version?"
+        )
+    if path.name != result_path(path.parent, result["row"], result["seed"]).name:
+        raise ValueError(f"{path}: holds row {result['row']!r}, seed {result['seed']}. Was the file renamed or copied?")
+    result["config"] = completed(result["config"])
+    return result
 
 
 def load_all(root: Path) -> dict[str, Grouped]:
@@ -73,9 +147,7 @@ def load_all(root: Path) -> dict[str, Grouped]:
     for folder in folders:
         grouped = load_results(folder)
         suite = suite_of(grouped)
-        if suite in found:
-            raise ValueError(f"{root}: two folders hold results of {suite}; the second is {folder}")
-        found[suite] = grouped
+        found[f"{suite} ({folder.name})" if suite in found else suite] = grouped
     return found
 
 
@@ -87,11 +159,15 @@ def suite_of(grouped: Grouped) -> str:
 def rows_of(grouped: Grouped, table: str) -> list[Row]:
     """The rows of one table that have results, in table order.
 
-    How a row is shown comes from its TOML file if the suite still has one, else from the results themselves.
+    How a row is shown comes from its TOML file if the suite has one of this very config, else from the results.
     """
     suite = suite_of(grouped)
     known = row_files(suite) if (CONFIGS / suite).is_dir() else {}
-    rows = [load_row(name, suite) if name in known else _stored_row(name, grouped[name][0]) for name in grouped]
+    rows = []
+    for name, results in grouped.items():
+        row = load_row(name, suite) if name in known else None
+        same = row is not None and same_config(results[0]["config"], row.config)
+        rows.append(row if row is not None and same else _stored_row(name, results[0]))
     return sorted((row for row in rows if row.table == table), key=row_order)
 
 

@@ -22,7 +22,13 @@ from benchmarks.configs import Config, nearest
 from benchmarks.measure import PeakMemory, describe_device
 from benchmarks.models import NETWORKS, Built, Setting
 from benchmarks.plugins import BatchAugment, ReportProgress, TaskAccuracy
-from benchmarks.stats import backward_transfer, forgetting, learning_accuracy, seen_accuracy
+from benchmarks.stats import (
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    learning_accuracy,
+    seen_accuracy,
+)
 from benchmarks.streams import STREAMS, Stream, make_stream
 
 EVAL_BATCH = 256
@@ -57,7 +63,8 @@ def execute(
     """
     began = time.perf_counter()
     check(config)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = device_of(device)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     RNGManager.set_random_seeds(seed)
     stream = stream_of(config, seed, validation=validation, root=root)
     built = build(config, stream, place, report)
@@ -117,6 +124,30 @@ def check(config: Config) -> None:
     for key in ("epochs", "batch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
+    fewest = min(config.epochs, config.epochs_later or config.epochs)
+    for wrong, words in {
+        config.warmup_epochs >= fewest: f"warmup_epochs must be fewer than the epochs, {fewest}",
+        max(config.milestones, default=0) >= fewest: f"milestones must lie before the last epoch, {fewest}",
+        bool(config.data) != (config.stream == "own"): "stream 'own' and `data` go together, one is set without the "
+        "other. Use `--data PATH`",
+        bool(config.milestones)
+        != (config.schedule == "steps"): "milestones belong to schedule 'steps', and it to them",
+        bool(config.augmentation) and not config.augment: f"augmentation {config.augmentation!r} needs augment = true",
+        config.lr_later == 0: "lr_later must be above 0",
+    }.items():
+        if wrong:
+            raise ValueError(f"{config.method}: {words}")
+
+
+def device_of(name: str) -> torch.device:
+    """ "cpu", "cuda", or "auto" for what is there.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here. Is the driver there, and torch built for it?")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def stream_of(config: Config, seed: int, *, validation: bool = False, root: str = "") -> Stream:
@@ -168,7 +199,7 @@ def summary(found: Mapping[str, list[list[float]] | None], counts: list[int]) ->
         "recall_at_1": [row[0] for row in whole] if whole else [sum(row) / len(row) for row in recall],
         "seen_accuracy": seen,
         "final_accuracy": seen[-1],
-        "average_accuracy": sum(seen) / len(seen) if len(seen) > 1 else None,
+        "average_accuracy": average_incremental_accuracy(accuracy, counts),
         "final_task_accuracy": seen_accuracy(task, counts)[-1] if task else None,
         "learning_accuracy": learning_accuracy(accuracy),
         "forgetting": forgetting(accuracy),
@@ -212,7 +243,15 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     )
     module, _, function = method.build.partition(":")
     built = getattr(importlib.import_module(module), function)(setting, **config.options)
-    return built if isinstance(built, Built) else Built(built, "the model's own output")
+    built = built if isinstance(built, Built) else Built(built, "the model's own output")
+    if not (hasattr(built.strategy, "train") and hasattr(built.strategy, "eval")):
+        raise ValueError(f"{config.method} must return an Avalanche strategy, got {type(built.strategy).__name__}")
+    if getattr(built.strategy, "evaluator", None) is not evaluator:
+        raise ValueError(
+            f"{config.method}: the strategy does not have the benchmark's evaluator, so nothing would be measured. "
+            "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
+        )
+    return built
 
 
 def schedule_of(config: Config) -> list[Any]:
@@ -225,7 +264,7 @@ def schedule_of(config: Config) -> list[Any]:
     return [
         ExperienceSchedule(
             c.schedule,
-            epochs=(c.epochs, c.epochs_later or c.epochs),
+            epochs=(c.epochs, c.epochs_later) if c.epochs_later else None,
             milestones=c.milestones,
             warmup_epochs=c.warmup_epochs,
             later=c.lr_later,
@@ -237,12 +276,13 @@ def schedule_of(config: Config) -> list[Any]:
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "avalanche-lib": importlib.metadata.version("avalanche-lib"),
-        "avalanche-contrastive": __version__,
-    }
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("avalanche-lib", "torchvision", "numpy", "scikit-learn", "kornia"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # kornia is an extra
+            continue
+    return {**found, "avalanche-contrastive": __version__}
 
 
 def _steps(config: Config, benchmark: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 what a few seeds can say about a mean or about two rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, stdev
@@ -10,11 +10,12 @@ from statistics import fmean, stdev
 import numpy as np
 
 Matrix = Sequence[Sequence[float]]
+Drawn = Mapping[str, Sequence[float]]  # what a seed decides of a stream, such as its class orders, by name
 
 CONFIDENCE = 0.95
 ENUMERATED = 6  # up to so many values, all n^n resamples are taken and nothing is drawn: 46,656 at six
 RESAMPLES = 20_000
-MOST_SIGNS = 22  # 4 million sign patterns
+MOST_SIGNS = 20  # a million sign patterns; each further difference doubles them
 
 # How often the interval holds the mean of normal values, by number of values: simulated, and held by a test. With three
 # values the interval is simply their range, so that it misses when all lie on one side: 1 - 2 / 2^3.
@@ -122,14 +123,14 @@ class Comparison:
         interval: 95 % bootstrap interval of that mean; None for a single seed.
         wins: seeds where the first is higher.
         n: seeds.
-        p: of the exact two-sided sign-flip test.
+        p: of the exact two-sided sign-flip test; None for more than 20 seeds.
     """
 
     difference: float
     interval: tuple[float, float] | None
     wins: int
     n: int
-    p: float
+    p: float | None
 
     @property
     def smallest_p(self) -> float:
@@ -146,7 +147,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     if len(first) != len(second):
         raise ValueError(f"a paired comparison needs as many values on both sides, got {len(first)} and {len(second)}")
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    p = sign_flip_p(differences)
+    p = sign_flip_p(differences) if len(differences) <= MOST_SIGNS else None
     interval = bootstrap_interval(differences) if len(differences) > 1 else None
     return Comparison(fmean(differences), interval, sum(d > 0 for d in differences), len(differences), p)
 
@@ -158,7 +159,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     as the one observed.
 
     Raises:
-        ValueError: no difference, or more than 22.
+        ValueError: no difference, or more than 20.
     """
     n = len(differences)
     if not 1 <= n <= MOST_SIGNS:
@@ -176,33 +177,35 @@ def smallest_p(n: int) -> float:
     return min(1.0, 2.0 ** (1 - n))
 
 
-def check_pairing(
-    first: Sequence[tuple[int, Sequence[int]]], second: Sequence[tuple[int, Sequence[int]]], *, names: tuple[str, str]
-) -> None:
+def check_pairing(ours: Mapping[int, Drawn], theirs: Mapping[int, Drawn], *, names: tuple[str, str]) -> None:
     """Refuse to pair rows that did not see the same streams.
 
     Args:
-        first: seed and class order of each run of one row.
-        second: of the other.
+        ours: by seed, what the seed decided of the stream of one row's run.
+        theirs: of the other row.
         names: of the two rows, for the message.
 
     Raises:
-        ValueError: the seeds differ, or the class orders of a seed.
+        ValueError: the seeds differ, or what was drawn by a seed.
     """
-    ours, theirs = dict(first), dict(second)
     if ours.keys() != theirs.keys():
         raise ValueError(
             f"{names[0]} and {names[1]} cannot be paired: seeds {_seeds(ours)} and {_seeds(theirs)}; "
             "run both with the same --seeds"
         )
-    unlike = [seed for seed in ours if list(ours[seed]) != list(theirs[seed])]
-    if unlike:
-        seed = min(unlike)
-        raise ValueError(
-            f"{names[0]} and {names[1]} cannot be paired: with seed {seed} the class orders are {list(ours[seed])} and "
-            f"{list(theirs[seed])}; were they run on different streams, or by different versions?"
-        )
+    for seed in sorted(ours):
+        for what in dict.fromkeys([*ours[seed], *theirs[seed]]):
+            one, other = (list(drawn[seed].get(what, ())) for drawn in (ours, theirs))
+            if one != other:
+                raise ValueError(
+                    f"{names[0]} and {names[1]} cannot be paired: with seed {seed} the {what} are {_listed(one)} and "
+                    f"{_listed(other)}; were they run on different streams, or by different versions?"
+                )
 
 
-def _seeds(runs: dict[int, Sequence[int]]) -> str:
+def _seeds(runs: Mapping[int, Drawn]) -> str:
     return ", ".join(map(str, sorted(runs))) or "none"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return f"[{', '.join(f'{number:g}' for number in numbers)}]"

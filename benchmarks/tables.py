@@ -16,6 +16,7 @@ from benchmarks.cells import (
     by_memory,
     is_ours,
     listed,
+    own_streams,
     plain,
     worded,
 )
@@ -44,13 +45,16 @@ DEFINITIONS = {
     "peak memory": "MiB, highest of all experiences{peak}.",
 }
 SETTINGS_NOTE = (
-    "Where a row has been tuned (`python -m benchmarks tune`, on held-out training images), all its candidates and "
-    "their scores are in `benchmarks/tuning/{suite}/`."
+    "Where a row has been tuned (`python -m benchmarks tune`, on validation images), all its candidates and their "
+    "scores are in `benchmarks/tuning/{suite}/`; of a config file elsewhere, in the `.tuning.json` beside it."
 )
 
 
 OTHERS_NOTE = "At default settings, tuned on nothing: that they run, and where they end up; no comparison of methods."
-TRIALS_NOTE = "A fifth of the training images, as in `tune`; the test images took no part."
+TRIALS_NOTE = (
+    "The data's own validation images, or where there are none a fifth of the training images, as in `tune`; the test "
+    "images took no part."
+)
 FIGURE_TITLES = {
     "accuracy_curves": "Accuracy on all experiences so far, after each experience",
     "recall_curves": "Recall@1 after each experience",
@@ -125,7 +129,7 @@ def caption(rows: Sequence[Row], grouped: Grouped, columns: Collection[str], *, 
     """What the numbers are: spread, seeds, images, and with `define` the meaning of the columns."""
     results = [result for row in rows for result in grouped[row.name]]
     seeds = sorted({int(result["seed"]) for result in results})
-    orders = ", each with its own class order" if len({str(result["class_order"]) for result in results}) > 1 else ""
+    orders = own_streams([grouped[row.name] for row in rows])
     images = " and ".join(sorted({result["evaluated_on"] for result in results}))
     spread = f"Mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
     lines = [f"{spread} ({listed(seeds)}){orders}."]

@@ -123,6 +123,11 @@ BAD = {
     "a fraction of a view": (lambda: Co2LPlugin(views=2.5), ValueError, "views must be a whole number.*got 2.5"),
     "a flag in words": (lambda: SSILPlugin(separated="no"), ValueError, "separated must be True or False, got 'no'"),
     "no rows per step": (lambda: SSILPlugin(batch_size_mem=None), ValueError, "batch_size_mem.*>= 1, got None"),
+    "no plasticity": (
+        lambda: CSDPlugin(ce_weight=0, triplet_weight=0),
+        ValueError,
+        "ce_weight and triplet_weight are both 0",
+    ),
     "rows of no replay": (
         lambda: Co2LPlugin(rehearse=False, batch_size_mem=8),
         ValueError,

@@ -1,6 +1,7 @@
 """The networks, builders and shared plugins of the benchmarks: every method on every kind of stream it claims."""
 
 import inspect
+import sys
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -22,9 +23,9 @@ from torch import nn
 
 from avalanche_contrastive import BatchAugmentation
 from avalanche_contrastive.metrics import retrieval_metrics
-from benchmarks import baselines, models, ours
+from benchmarks import baselines, builders, models, ours
 from benchmarks.catalog import METHODS, SCENARIOS, UNAVAILABLE, method_of
-from benchmarks.configs import Config
+from benchmarks.configs import Config, load_rows, suites
 from benchmarks.models import NETWORKS, Built, Setting, make_encoder
 from benchmarks.plugins import BatchAugment, ReportProgress, TaskAccuracy
 
@@ -171,6 +172,11 @@ def test_the_catalog_has_each_builders_options_with_their_defaults(name):
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
 
 
+def test_every_method_has_a_row_on_a_stream_that_it_runs_on():
+    rows = [row for suite in suites() for row in load_rows(suite)]
+    assert {row.config.method for row in rows if row.config.scenario in row.method.scenarios} == set(METHODS)
+
+
 def test_every_strategy_of_avalanche_is_built_or_named_with_its_reason():
     known = {method.strategy for method in METHODS.values()} | set(UNAVAILABLE)
     strategies = {name for name, value in vars(shipped).items() if inspect.isclass(value)}
@@ -240,13 +246,16 @@ number = 3
 def own(tmp_path, monkeypatch):
     (tmp_path / "own_methods.py").write_text(OWN)
     (tmp_path / "own_lacking.py").write_text("import no_such_package\n")
+    (tmp_path / "own_unclosed.py").write_text("\n\ndef f(s:\n")
+    (tmp_path / "own_failing.py").write_text("import json\n\njson.loads('nothing')\n")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
 def test_a_method_of_ones_own_is_one_line(own):
     method = method_of("own_methods:ewc")
     assert method.about == "Elastic weights, in one line"
-    assert (method.options, method.has_memory) == ({"strength": 1.0}, True)
+    assert (method.options, method.has_memory, method.stores_by_default) == ({"strength": 1.0}, True, False)
     assert method.scenarios == SCENARIOS
     assert method_of("own_methods:both").options == {"rows": 8, "named": "x", "on": True}
     strategy = import_module("own_methods").ewc(make_setting(), strength=2.0)
@@ -255,6 +264,34 @@ def test_a_method_of_ones_own_is_one_line(own):
         strategy.train(experience)
     assert strategy.plugins[0].ewc_lambda == 2.0
     assert strategy.eval(stream.test_stream)
+
+
+@pytest.fixture
+def fresh_path(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(builders, "_own_folders", [])
+
+
+def test_a_module_is_looked_for_beside_its_toml_first(tmp_path, monkeypatch, fresh_path):
+    for place in ("here", "sub", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine_beside.py").write_text(f"def f(s, *, where='{place}'): ...\n")
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    assert method_of("mine_beside:f", tmp_path / "sub").options == {"where": "sub"}
+    assert method_of("mine_beside:f").options == {"where": "sub"}
+    assert builders.own_folders() == [str(tmp_path / "sub")]
+    with pytest.raises(ValueError, match=r"other.mine_beside.py here, but Python already has .*sub.mine_beside.py"):
+        method_of("mine_beside:f", tmp_path / "other")
+    with pytest.raises(ValueError, match=f"no module 'mine_nowhere'. .* looked for in {tmp_path / 'sub'}, in the fol"):
+        method_of("mine_nowhere:f", tmp_path / "sub")
+
+
+def test_folders_without_the_module_are_not_looked_into_by_anything(tmp_path, fresh_path):
+    before = [*sys.path]
+    with pytest.raises(ValueError, match="no module"):
+        method_of("mine_absent:f", tmp_path)
+    assert sys.path == before
+    assert builders.own_folders() == []
 
 
 @pytest.mark.parametrize(
@@ -276,6 +313,9 @@ def test_a_method_of_ones_own_is_one_line(own):
         ),
         ("own_methods:nothing", "must take a Setting as its first parameter"),
         ("own_lacking:f", "own_lacking imports no_such_package, which is not installed"),
+        ("own_unclosed:f", r"own_unclosed cannot be imported: .*own_unclosed.py, line 3: SyntaxError: '\(' was never"),
+        ("own_failing:f", "own_failing cannot be imported: .*own_failing.py, line 3: JSONDecodeError: Expecting value"),
+        ("own_script:f", "own_script cannot be imported: .*own_script.py, line 2: SystemExit: 3"),
     ],
 )
 def test_a_wrong_method_of_ones_own_says_what_is_wrong(own, name, message):

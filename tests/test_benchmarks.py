@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +69,8 @@ def test_a_run_writes_all_it_promises(quick_run):
     assert all(len(row) == 5 for row in result["accuracy_matrix"])
     assert sorted(result["class_order"]) == list(range(10))
     assert result["config"]["epochs"] == 1
-    assert set(result["versions"]) == {"python", "torch", "avalanche-lib", "avalanche-contrastive"}
+    needed = {"python", "torch", "torchvision", "numpy", "scikit-learn", "avalanche-lib", "avalanche-contrastive"}
+    assert needed <= set(result["versions"])
     for key in ("row", "seed", "git_commit", "device", "readout", "stream", "seconds_training", "seconds_total"):
         assert result[key]
     for key in ("recall_matrix", "task_accuracy_matrix"):
@@ -102,11 +105,97 @@ def test_a_lost_or_broken_result_is_made_again_with_the_same_figures(quick_run, 
         assert again[key] == whole[key]
 
 
+def test_results_of_another_setting_are_not_written_over(quick_run, tmp_path, capsys):
+    shutil.copytree(quick_run, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")}
+    words = ["run", "naive", "--seeds", "0", "--out", str(tmp_path / "out"), *QUICK, "--set", "lr=0.5"]
+    assert cli.main(words) == 2
+    assert "naive-seed0.json is there, of another setting: lr 0.01 there, 0.5 here" in capsys.readouterr().err
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")}
+    (tmp_path / "out" / "naive-seed1.json").unlink()
+    assert cli.main([*words, "--again"]) == 0
+    assert files.read_json(tmp_path / "out" / "naive-seed0.json")["config"]["lr"] == 0.5
+
+
+def test_a_changed_method_or_data_of_ones_own_is_not_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "another_of_mine.py").write_text(MINE)
+    (tmp_path / "mine.toml").write_text('method = "another_of_mine:mine"\n')
+    row, out = configs.find_row(str(tmp_path / "mine.toml"), SUITE), tmp_path / "out"
+    stored = {"config": row.config.as_dict(), "seed": 0, "evaluated_on": "test"}
+    files.write_json(results.result_path(out, "mine", 0), {**stored, "fingerprint": results.fingerprint(row.config)})
+    assert results.is_done(out, row, 0)
+    (tmp_path / "another_of_mine.py").write_text(MINE + "# changed")
+    assert not results.is_done(out, row, 0)
+    data = replace(row, config=replace(configs.load_row("naive", "own_data").config, data=str(tmp_path / "x.npz")))
+    (tmp_path / "x.npz").write_bytes(b"one")
+    one = results.fingerprint(data.config)
+    (tmp_path / "x.npz").write_bytes(b"two")
+    assert results.fingerprint(data.config) != one
+
+
+def test_a_row_of_ones_own_does_not_take_the_label_of_a_built_in_one(tmp_path, capsys):
+    (tmp_path / "co2l.toml").write_text('method = "naive"\nlabel = "My own thing"\n')
+    mine = str(tmp_path / "co2l.toml")
+    words = ["run", mine, "--seeds", "0", "--out", str(tmp_path / "out"), *QUICK]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert "| My own thing |" in told
+    assert "Co2L" not in told
+    assert cli.main(["run", mine, "co2l", *words[2:]]) == 2
+    assert "two of the rows are called 'co2l'" in capsys.readouterr().err
+
+
+def test_options_are_set_where_a_row_has_them():
+    rows = [configs.load_row(name, SUITE) for name in ("naive", "ssil", "ssil_50")]
+    naive, ssil, small = cli._changed(rows, 70, {"options.temperature": 1.0, "epochs": 2})
+    assert (ssil.config.options["temperature"], ssil.config.memory, ssil.config.epochs) == (1.0, 70, 2)
+    assert (naive.config.memory, naive.config.epochs) == (0, 2)
+    assert small.config.memory == 50  # what the row is there to show
+
+
+def test_a_method_without_an_evaluator_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_bare_method.py").write_text(
+        "from avalanche.training import Naive\n"
+        "def bare(s):\n    m = s.classifier()\n    return Naive(model=m, optimizer=s.optimizer(m.parameters()))\n"
+        "def none(s):\n    return None\n"
+    )
+    for name, message in (("bare", "does not have the benchmark's evaluator"), ("none", "must return an Avalanche")):
+        (tmp_path / f"{name}.toml").write_text(f'method = "a_bare_method:{name}"\n')
+        assert cli.main(["run", str(tmp_path / f"{name}.toml"), "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda result: result.pop("versions"), "not a whole result of a run, it lacks versions"),
+        (lambda result: result.update(config="x"), "expected the result of a run"),
+        (lambda result: result["config"].update(newer=1), "its config has newer, unknown here"),
+        (lambda result: result.update(seed=7), "holds row 'naive', seed 7. Was the file renamed or copied?"),
+    ],
+)
+def test_a_damaged_result_is_named(quick_run, tmp_path, change, message):
+    shutil.copytree(quick_run, tmp_path / "out")
+    path = tmp_path / "out" / "naive-seed0.json"
+    result = files.read_json(path)
+    change(result)
+    files.write_json(path, result)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        results.load_results(tmp_path / "out")
+
+
 def test_a_failing_run_is_reported_and_stops_no_other(tmp_path, capsys, monkeypatch):
     def broken(setting):
         raise RuntimeError("this builder is broken")
 
-    monkeypatch.setattr(baselines, "naive", broken)
+    def breaks_in_training(setting):
+        strategy = baselines.joint(setting).strategy
+        strategy.train = lambda *words, **named: broken(setting)
+        return strategy
+
+    monkeypatch.setattr(baselines, "naive", breaks_in_training)
     assert cli.main(["run", "naive", "joint", "--seeds", "0", "--out", str(tmp_path), *QUICK]) == 1
     told = capsys.readouterr()
     assert "this builder is broken" in told.err
@@ -131,12 +220,12 @@ def test_every_row_trains(name):
 def test_a_schedule_and_epochs_by_experience_reach_the_strategy():
     import torch
 
-    from benchmarks.runs import build, stream_of
+    from benchmarks.runs import build, check, stream_of
 
     changes = {"epochs": 2, "epochs_later": 1, "schedule": "steps", "milestones": [1], "lr_by_experience": True}
     row = configs.load_row("naive", SUITE).config
     with pytest.raises(ValueError, match="milestones must lie before the last epoch"):
-        _rates(replace(configs.updated(row, changes, where="test"), train_images=100))
+        check(configs.updated(row, changes, where="test"))
     changes |= {"epochs_later": 2, "optimizer": "adam", "lr": 0.1}
     rates = _rates(replace(configs.updated(row, changes, where="test"), train_images=100))
     assert rates == pytest.approx([0.1, 0.01, 0.05, 0.005, 0.1 / 3, 0.01 / 3])
@@ -382,7 +471,7 @@ def test_data_of_ones_own_is_one_path(tmp_path, capsys):
     assert result["config"]["data"] == str(data)
     assert result["config"]["suite"] == "own_data"
     assert sum(result["test_images"]) == 200
-    assert "own_data" in capsys.readouterr().out or (out / "table.md").is_file()
+    assert "| Naive |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -397,13 +486,44 @@ def test_data_of_ones_own_is_one_path(tmp_path, capsys):
         (["run", "naive", "--set", "network=vgg"], "unknown network 'vgg'"),
         (["run", "naive", "--set", "experiences=3"], "Possible: 1, 2, 5, 10"),
         (["run", "naive", "--set", "experiences=11"], "11 experiences need at least as many classes; the data have 10"),
+        (["run", "naive", "--set", "data=x.npz"], "stream 'own' and `data` go together"),
+        (["run", "naive", "--set", "stream=own"], "stream 'own' and `data` go together"),
+        (["run", "naive", "--set", "milestones=[3]"], "milestones belong to schedule 'steps'"),
+        (
+            ["run", "naive", "--set", "augment=false", "--set", "augmentation=simclr"],
+            "augmentation 'simclr' needs augment = true",
+        ),
+        (["run", "naive", "--set", "warmup_epochs=30", "--set", "schedule=cosine"], "warmup_epochs must be fewer"),
+        (["run", "co2l", "--set", "options.readout=foo"], "readout must be one of"),
+        (["run", "naive", "--set", "options.temperature=1"], "no row here has 'options.temperature'"),
+        (["run", "naive", "--set", "network=mnist_cnn"], "takes images of at least 16 x 16 pixels"),
+        (["run", "naive", "--seeds", "4294967296"], "must be below 2**32"),
+        (["run", "naive", "--partition", "x"], "--partition is for --on slurm"),
+        (["run", "tests"], "no row named 'tests'"),
         (["run", "nowhere.toml"], "nowhere.toml: no such config file"),
         (["report", "--results", "/nowhere"], "/nowhere: expected <row>-seed<n>.json files"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(words, message, capsys):
+def test_a_wrong_command_says_what_is_wrong(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["run", "naive", "--device", "cuda"]) == 2
+    assert "torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_list_shows_streams_networks_and_a_row_whole(capsys):
+    assert cli.main(["list", "--streams"]) == 0
+    told = capsys.readouterr().out
+    assert "rotated_mnist" in told
+    assert "resnet32" in told
+    assert cli.main(["list", "co2l_cifar10_200", "--suite", "paper"]) == 0
+    whole = tomllib.loads(capsys.readouterr().out)
+    assert (whole["epochs"], whole["options"]["temperature"]) == (500, 0.5)
 
 
 @pytest.mark.parametrize("command", ["list", "run", "tune", "table", "plot", "report"])

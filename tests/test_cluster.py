@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import cluster
+from benchmarks import builders, cluster
 from benchmarks.cluster import Scheduler, SlurmOptions, submit_jobs
 from benchmarks.configs import load_row, updated
 from benchmarks.files import read_json, write_json
@@ -90,6 +90,14 @@ def test_a_run_in_the_queue_for_another_config_is_a_conflict():
     assert cluster._known([job(1, epochs=2)], there) == {}
 
 
+@pytest.mark.parametrize("change", [{"root": "elsewhere"}, {"device": "cuda"}])
+def test_a_run_in_the_queue_with_another_data_folder_or_device_is_one_too(change):
+    there = [cluster._entry(replace(job(0), root="data"), "7_0")]
+    with pytest.raises(ValueError, match=r"with another config, --root or device.*scancel 7_0"):
+        cluster._known([replace(job(0), **{"root": "data", **change})], there)
+    assert cluster._known([replace(job(0), root=os.path.abspath("data"))], there) == {job(0).id: "7_0"}
+
+
 def test_without_slurm_or_submitit_the_error_says_what_is_missing(tmp_path, monkeypatch):
     wanted = {"progress": Progress(1, io.StringIO()), "options": SlurmOptions()}
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -123,6 +131,31 @@ def test_a_run_submitted_and_left_alone_writes_its_result_and_is_taken_up_again(
     assert "[1/1] naive seed 0 · accuracy" in told.getvalue()
     assert read_json(tmp_path / "naive-seed0.json")["seed"] == 0
     assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 1
+
+
+@left_alone
+def test_a_module_beside_its_toml_is_found_by_the_run_and_what_is_written_is_known_when_it_ends(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(builders, "_own_folders", [])
+    (tmp_path / "mine_queued.py").write_text("def build(s):\n    return s.naive()\n")
+    builders.find_builder("mine_queued:build", tmp_path)
+    mine = replace(job(0), config=replace(job(0).config, method="mine_queued:build"))
+    asked = tmp_path / "later.txt"
+    asked.write_text("at submission")
+
+    def write(job, result):
+        write_json(tmp_path / f"{job.name}-seed{job.seed}.json", {**result, "git_commit": asked.read_text()})
+
+    def submitted(**more):
+        progress = Progress(1, io.StringIO())
+        return submit_jobs([mine], tmp_path, write, progress=progress, options=SlurmOptions(**more), scheduler=LOCAL)
+
+    assert submitted(wait=False) == []
+    asked.write_text("at the end")
+    assert submitted() == []
+    result = read_json(tmp_path / "naive-seed0.json")
+    assert (result["config"]["method"], result["git_commit"]) == ("mine_queued:build", "at the end")
 
 
 @left_alone

@@ -3,10 +3,11 @@
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import configs, tuning
+from benchmarks import configs, files, pool, tuning
 from benchmarks.catalog import METHODS
 
 SUITES = configs.suites()
@@ -44,7 +45,7 @@ def test_what_runs_is_possible(suite):
     from benchmarks.runs import check
 
     for row in configs.load_rows(suite):
-        check(row.config)
+        check(replace(row.config, data="photos.npz") if row.config.stream == "own" else row.config)
 
 
 @pytest.mark.parametrize("suite", [s for s in SUITES if s != "paper"])
@@ -93,13 +94,15 @@ def test_published_values_are_those_of_the_papers():
         ('method = "replay"\n[options]\nbatch_mem = 3', "unknown key 'batch_mem'; did you mean 'batch_size_mem'"),
         ('method = "repla"', "got method 'repla'; did you mean 'replay'"),
         ("method = 3", "got method '3'"),
-        ("epochs = 3", "got method 'None'"),
+        ("epochs = 3", "needs a `method` (see `list`), or the `base` row"),
+        ('base = "naive"\nmethod = "ewc"', "has both `base` and `method`"),
+        ('method = "naive"\nlr = inf', "lr must be finite and not negative, got inf"),
         ('base = "co2"', "no row named 'co2' in split_digits; did you mean 'co2l'"),
         ('method = "naive"\nlr = "high"', "lr must be a float, got 'high'"),
-        ('method = "naive"\nlr = nan', "lr must not be negative, got nan"),
+        ('method = "naive"\nlr = nan', "lr must be finite and not negative, got nan"),
         ('method = "naive"\nepochs = 2.5', "epochs must be a int, got 2.5"),
         ('method = "naive"\nepochs = true', "epochs must be a int, got True"),
-        ('method = "naive"\nepochs = -1', "epochs must not be negative, got -1"),
+        ('method = "naive"\nepochs = -1', "epochs must be finite and not negative, got -1"),
         ('method = "naive"\nmilestones = [1.5]', "milestones must be a list of whole numbers, got [1.5]"),
         ('method = "naive"\nmilestones = 3', "milestones must be a list of whole numbers, got 3"),
         ('method = "naive"\nmemory = 100', "unknown key 'memory'"),
@@ -198,12 +201,118 @@ def test_every_row_gets_as_many_candidates_that_use_each_value_evenly(suite):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("tune = 3", "[tune] must be a table, got 3"),
         ("[tune]\ncandidate = 3", "[tune]: unknown key 'candidate'; did you mean 'candidates'"),
-        ("[tune]\ncandidates = 0", "expected candidates >= 1 and at least one seed"),
-        ("[tune]\nseeds = []", "expected candidates >= 1 and at least one seed"),
+        ("[tune]\ncandidates = 0", "[tune]: candidates must be a whole number of at least 1, got 0"),
+        ("[tune]\ncandidates = true", "candidates must be a whole number of at least 1, got True"),
+        ("[tune]\nseeds = []", "[tune]: seeds must be a list of at least one whole number, got []"),
+        ("[tune]\nseeds = 1000", "seeds must be a list of at least one whole number, got 1000"),
+        ('[tune]\nseeds = ["a"]', "seeds must be a list of at least one whole number, got ['a']"),
+        ("[tune]\nseeds = [1000, 1000]", "seeds must differ, got [1000, 1000]"),
+        ("[tune]\nseeds = [1000, 4]", "seeds must be 1000 or more, got 4: lower ones are for results"),
+        ("[tune]\ngrid = 3", "[tune.grid] must be a table, got 3"),
+        ("[tune.grid]\nepoch = [1, 2]", "[tune.grid]: no method's grid has a key 'epoch'; did you mean 'epochs'"),
+        ('[tune.grid]\nepochs = "abc"', "[tune.grid]: epochs must be a list of at least one value, got 'abc'"),
+        ("[tune.grid]\nepochs = 2", "epochs must be a list of at least one value, got 2"),
+        ("[tune.grid]\nepochs = []", "epochs must be a list of at least one value, got []"),
+        ('[tune.grid]\nepochs = [1, "b"]', "[tune.grid]: epochs must be a int, got 'b'"),
+        ('[tune.grid]\n"options.temperature" = ["b"]', "temperature must be a float, got 'b'"),
+        ("[tune]\nsettings = 3", "[tune.settings] must be a table, got 3"),
     ],
 )
 def test_a_wrong_plan_is_refused(text, message, own_configs):
     (own_configs / "split_digits" / "_suite.toml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"split_digits/_suite.toml, {'' if message[0] == '[' else '['}")):
+        tuning.plan_of("split_digits")
     with pytest.raises(ValueError, match=re.escape(message)):
         tuning.plan_of("split_digits")
+
+
+def test_keys_of_the_plan_are_for_the_methods_whose_grid_has_them(own_configs):
+    (own_configs / "split_digits" / "_suite.toml").write_text('[tune.grid]\n"options.weight" = [7]\nepochs = [3, 4]\n')
+    plan = tuning.plan_of("split_digits")
+    ssil, naive = (tuning.grid_of(METHODS[name], plan) for name in ("ssil", "naive"))
+    assert (ssil["options.weight"], ssil["epochs"], naive["epochs"]) == ((7,), (3, 4), (3, 4))
+    assert "options.weight" not in naive
+
+
+@pytest.fixture
+def scored(own_configs, tmp_path, monkeypatch):
+    """Runs that end at once, with an accuracy by rate; `failing` says what goes wrong, `done` counts."""
+    monkeypatch.setattr(tuning, "TUNING", tmp_path / "tuning")
+    scored = SimpleNamespace(done=0, failing=lambda job: "")
+
+    def attempt(job):
+        scored.done += 1
+        figures = {"final_accuracy": job.config.lr, "average_accuracy": 0.5, "forgetting": 0.0, "recall_at_1": [0.5]}
+        return scored.failing(job) or {**figures, "seed": job.seed, "seconds_total": 1.0, "versions": {}}
+
+    monkeypatch.setattr(pool, "_attempt", attempt)  # what a run takes minutes for
+    return scored
+
+
+RAISED = "Traceback (most recent call last):\n  somewhere\nValueError: the loss is nan"
+
+
+def test_a_candidate_that_fails_is_kept_as_failed_and_not_tried_again(scored, tmp_path):
+    scored.failing = lambda job: RAISED if (job.config.lr, job.seed) == (0.1, 1001) else ""
+    rows = [configs.load_row("naive", "split_digits")]
+    assert tuning.tune(rows, 1) == 0
+    assert scored.done == 32
+    stored = files.read_json(tmp_path / "tuning" / "split_digits" / "naive.json")["candidates"]
+    failed = [candidate for candidate in stored if candidate["settings"]["lr"] == 0.1]
+    assert all(candidate["score"] is None for candidate in failed)
+    assert all(candidate["runs"][1] == {"seed": 1001, "failed": "ValueError: the loss is nan"} for candidate in failed)
+    text = (configs.CONFIGS / "split_digits" / "naive.toml").read_text()
+    assert f"from 16 candidates ({16 - len(failed)} of them could be scored) on validation images" in text
+    assert configs.load_row("naive", "split_digits").config.lr == 0.03
+    assert tuning.tune(rows, 1) == 0
+    assert scored.done == 32
+
+
+def test_a_run_whose_process_was_killed_is_tried_again(scored, tmp_path):
+    scored.failing = lambda job: "its worker process died" if job.config.lr == 0.1 else ""
+    rows = [configs.load_row("naive", "split_digits")]
+    assert tuning.tune(rows, 1) == 0
+    scored.failing = lambda job: ""
+    assert tuning.tune(rows, 1) == 0
+    assert scored.done > 32
+    assert configs.load_row("naive", "split_digits").config.lr == 0.1
+    assert "from 16 candidates on" in (configs.CONFIGS / "split_digits" / "naive.toml").read_text()
+
+
+def test_where_nothing_could_be_scored_all_is_tried_again(scored, capsys):
+    scored.failing = lambda job: RAISED
+    before = (configs.CONFIGS / "split_digits" / "naive.toml").read_text()
+    rows = [configs.load_row(name, "split_digits") for name in ("naive", "replay")]
+    assert tuning.tune(rows, 1) == 2
+    assert "naive: no candidate could be scored" in capsys.readouterr().out
+    assert (configs.CONFIGS / "split_digits" / "naive.toml").read_text() == before
+    scored.failing = lambda job: ""
+    assert tuning.tune(rows, 1) == 0
+    assert scored.done == 2 * 64
+
+
+def test_a_row_of_ones_own_is_written_where_it_came_from(scored, tmp_path):
+    path = tmp_path / "mine and more.toml"
+    path.write_text('method = "naive"\nlabel = "Mine"\nlr = 0.5\n')
+    row = configs.find_row(str(path), "split_digits")
+    own = replace(row, config=replace(row.config, stream="own", data="/some/images.npz"))
+    suite = sorted((configs.CONFIGS / "split_digits").iterdir())
+    assert tuning.tune([own], 1, device="cuda") == 0
+    chosen = configs.find_row(str(path), "split_digits")
+    assert (chosen.label, chosen.config.lr, chosen.config.data) == ("Mine", 0.1, "/some/images.npz")
+    assert "All candidates: mine and more.tuning.json, beside this file" in path.read_text()
+    stored = files.read_json(tmp_path / "mine and more.tuning.json")
+    assert stored["chosen"]["lr"] == 0.1
+    assert sorted((configs.CONFIGS / "split_digits").iterdir()) == suite
+    assert not (tmp_path / "tuning").exists()
+
+
+@pytest.mark.parametrize("path", sorted(tuning.TUNING.glob("*/*.json")), ids=lambda path: path.stem)
+def test_committed_candidates_can_be_read(path):
+    row = configs.load_row(path.stem, path.parent.name)
+    search = tuning.Search(row, tuning.plan_of(row.config.suite))
+    stored = files.read_json(path)["candidates"]
+    assert [search.score(candidate) for candidate in stored] == pytest.approx([entry["score"] for entry in stored])
+    assert [entry["settings"] for entry in search.entries] == [candidate["settings"] for candidate in stored]

@@ -563,6 +563,7 @@ def test_csd_every_weight_is_used():
         "kd temperature": {"kd_temperature": 1.0},
         "margin": {"margin": 0.1},
         "masked": {"ce": "masked"},
+        "no cross-entropy": {"ce_weight": 0.0},
     }
     losses = {}
     for name, chosen in options.items():

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import pool, progress
+from benchmarks import builders, pool, progress
 from benchmarks.configs import Config, load_row, updated
 from benchmarks.measure import PeakMemory, describe_device
 from benchmarks.pool import Job, run_jobs
@@ -226,6 +226,28 @@ def test_in_this_process_runs_report_and_a_broken_one_stops_no_other(tmp_path, m
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert "FAILED: RuntimeError: not today" in shown.out.getvalue()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_builder_that_exits_stops_no_other_run(tmp_path, monkeypatch, processes):
+    (tmp_path / "mine_exiting.py").write_text("import sys\n\ndef build(setting):\n    sys.exit(3)\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(builders, "_own_folders", [])
+    builders.importable(tmp_path)  # which the workers hear of
+    jobs = [Job("exiting", replace(quick(), method="mine_exiting:build"), 0), Job("naive", quick(), 1)]
+    results, shown = [], Recorded(2)
+    failed = run_jobs(jobs, processes, lambda job, result: results.append(job.name), progress=shown)
+    assert [(job.name, text.strip().splitlines()[-1]) for job, text in failed] == [("exiting", "SystemExit: 3")]
+    assert results == ["naive"]
+
+
+def test_ctrl_c_ends_the_runs_of_this_process(monkeypatch):
+    def interrupted(job, report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "execute_job", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([Job("naive", quick(), 0)], 1, print, progress=Recorded(1))
 
 
 def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path, monkeypatch):

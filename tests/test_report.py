@@ -348,9 +348,46 @@ def test_other_class_orders_are_not_compared_and_it_is_said(tmp_path):
     assert "Ours and other cannot be paired: with seed 0 the class orders are" in table.caption
 
 
+def turned(row, seed, *, angles=None, **more):
+    """A result of a stream of rotated domains, whose class order says nothing."""
+    drawn = np.random.default_rng(seed).uniform(0, 180, 3).tolist()
+    return made(row, seed, **more) | {"class_order": [*range(6)], "angles": angles or drawn}
+
+
+def test_rotated_domains_are_paired_by_their_rotations(tmp_path):
+    ours = [turned("ours", seed, method="co2l") for seed in (0, 1)]
+    saved(tmp_path, *ours, turned("same", 0), turned("same", 1), turned("other", 0), turned("other", 1, angles=[1.0]))
+    grouped = results.load_all(tmp_path)["mine"]
+    table = comparisons.comparison_table(grouped)
+    assert {row[2]: row[6].split(" of ")[-1] for row in table.rows} == {"Other": "–", "Same": "2"}
+    assert "over the same seeds and rotations, in" in table.caption
+    assert "Ours and other cannot be paired: with seed 1 the rotations are" in table.caption
+    assert "over 2 seeds (0, 1), each with its own rotations." in tables.main_table(grouped).caption
+
+
+def test_streams_that_no_seed_changes_are_not_said_to_differ(tmp_path):
+    fixed = {"class_order": [*range(6)]}
+    saved(tmp_path, made("a", 0) | fixed, made("a", 1) | fixed, made("b", 0) | {"class_order": [*range(4)]})
+    assert "each with its own" not in tables.main_table(results.load_all(tmp_path)["mine"]).caption
+
+
+def test_more_seeds_than_sign_patterns_can_be_counted_for_have_no_p(tmp_path):
+    seeds = range(stats.MOST_SIGNS + 1)
+    ours = [made("ours", seed, method="co2l", shift=0.1) for seed in seeds]
+    saved(tmp_path, *ours, *(made("many", seed) for seed in seeds), *(made("few", seed) for seed in (0, 1)))
+    everything = results.load_all(tmp_path)
+    table = comparisons.comparison_table(everything["mine"])
+    many = next(row for row in table.rows if row[2] == "Many")
+    assert many[4].startswith("+")
+    assert many[5].startswith("[")
+    assert many[6:] == (f"{many[6].split()[0]} of 21", "–")
+    assert "there can be is 0.5 with 2 seeds. With more than 20 seeds it has too many patterns" in table.caption
+    assert table.caption.split(". ")[0] in " ".join(Reader(report.report_page(everything)).words)
+
+
 def test_rows_on_other_data_are_not_compared(tmp_path):
     other = made("other", 0, config={"train_images": 100})
-    saved(tmp_path, made("ours", 0, method="co2l"), other)
+    saved(tmp_path, made("ours", 0, method="co2l"), other, made("held", 0, evaluated_on="validation"))
     assert not comparisons.comparison_table(results.load_all(tmp_path)["mine"])
 
 
@@ -404,6 +441,29 @@ def test_another_setting_reproduces_nothing(everything, tmp_path, monkeypatch):
     assert row[-2:] == ("no: two epochs", "not reproduced")
 
 
+def test_a_published_setting_with_deviations_is_never_simply_reproduced(everything, tmp_path, monkeypatch):
+    same = "as published, but: teacher in eval mode"
+    found = verdicts(everything, tmp_path, monkeypatch, same=same)
+    assert found["near"][-2:] == (same, "reproduced with deviations")
+    assert found["far"][-1] == "not reproduced"
+    note = comparisons.published_notes([comparisons.published_tables(everything)["A paper"]])
+    assert note.endswith("Of 4: 0 reproduced, 2 reproduced with deviations.")
+
+
+def test_a_row_run_with_other_values_is_of_another_setting(everything, tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs" / "mine").mkdir(parents=True)
+    row = tmp_path / "configs" / "mine" / "ours.toml"
+    row.write_text('method = "co2l"\nmemory = 50\n')
+    stored = copy.deepcopy({"mine": dict(everything["mine"])})
+    for result in stored["mine"]["ours"]:
+        result["config"] = configs.load_row("ours", "mine").config.as_dict()
+    assert verdicts(stored, tmp_path, monkeypatch)["near"][-2:] == ("yes", "reproduced")
+    row.write_text('method = "co2l"\nmemory = 50\nepochs = 500\n')
+    changed = ("no: run with other values than those of its config file", "not reproduced")
+    assert verdicts(stored, tmp_path, monkeypatch)["near"][-2:] == changed
+
+
 def test_runs_on_validation_images_reproduce_nothing(everything, tmp_path, monkeypatch):
     changed = copy.deepcopy({"mine": dict(everything["mine"])})
     for result in changed["mine"]["ours"]:
@@ -423,7 +483,8 @@ def test_a_page_of_other_streams_has_no_published_numbers(everything):
         ('source = "Table 1"', 'source = ""\nsauce = ""', "unknown key 'sauce'; did you mean 'source'"),
         ('paper = "A paper"', 'paper = "A papper"', "unknown paper 'A papper'; did you mean 'A paper'"),
         ("[3.0, 1.0]", "[3.0, 1.0, 2.0]", r"far must be \[value\] or \[value, std\] in percent"),
-        ("SAME", "nearly", 'same must be "yes" or "no: " and what differs'),
+        ("SAME", "nearly", 'same must be "yes", or "as published, but: " or "no: " and what differs'),
+        ("SAME", "as published", "and what differs, got 'as published'"),
         ('"final accuracy"', '"accuracy"', "no result has a figure 'accuracy'"),
         ('"far" = "ours"', '"fur" = "ours"', "nothing is published of 'fur'; did you mean 'far'"),
         ("[papers]", "[papers", "not valid TOML"),

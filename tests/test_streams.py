@@ -465,6 +465,23 @@ class TestFolder:
             10 * i + c for i in range(5) for c in range(2)
         }
 
+    @pytest.mark.parametrize("name", ["val", "valid", "validation"])
+    def test_validation_images_by_any_of_their_usual_names(self, tmp_path, name):
+        write_images(tmp_path, [f"{part}/{c}" for part in ("train", "test", name) for c in "ab"])
+        arrays = load_own(str(tmp_path))
+        assert [len(x) for x in (arrays.train_x, arrays.test_x, arrays.val_x)] == [10, 10, 10]
+        (tmp_path / name / "b").rename(tmp_path / name / "c")
+        with pytest.raises(ValueError, match=f"train/ and {name}/ must have the same classes; .*: b, c"):
+            load_own(str(tmp_path))
+
+    @pytest.mark.parametrize("names", [("car", "train"), ("a", "test", "train"), ("b", "valid")])
+    def test_classes_may_be_called_like_parts(self, tmp_path, names):
+        write_images(tmp_path, names)
+        arrays = load_own(str(tmp_path))
+        assert arrays.class_names == names
+        assert len(arrays.train_x) == 4 * len(names)
+        assert arrays.val_x is None
+
     def test_several_sizes_become_one_square_and_the_description_says_so(self, tmp_path):
         write_images(tmp_path, ["a"], size=(9, 7))
         write_images(tmp_path, ["b"], size=(12, 6), mode="L")
@@ -480,7 +497,13 @@ class TestFolder:
         (tmp_path / "empty").mkdir()
         refused("empty", "no class folders. Expected CLASS/IMAGE")
         write_images(tmp_path, ["half/train/a", "half/train/b"])
-        refused("half", "half/test: no such folder")
+        refused("half", "train/ holds folders, as a part .*; there are train. If these are classes, train/ must hold")
+        write_images(tmp_path, ["extra/train/a", "extra/test/a", "extra/more/a"])
+        refused("extra", "test/ holds folders, .* nothing else; there are more, test, train")
+        write_images(tmp_path, ["twice/train/a", "twice/test/a", "twice/val/a", "twice/valid/a"])
+        refused("twice", "test/ holds folders, .* at most one of val/, valid/, validation/")
+        write_images(tmp_path, ["flat/train", "flat/test"])
+        refused("flat", "flat/train: no class folders. Expected CLASS/IMAGE")
         write_images(tmp_path, ["void/a", "void/b"])
         (tmp_path / "void" / "c").mkdir()
         refused("void", "no valid file for the classes c")
@@ -531,7 +554,21 @@ class TestDownloads:
         monkeypatch.setattr(TensorMNIST, "mirrors", ["http://127.0.0.1:9/"])
         with pytest.raises(ValueError, match=r"MNIST could not be loaded from .*Run again with a network"):
             load("mnist", str(tmp_path / "neu"))
-        assert not (tmp_path / "neu" / "MNIST" / "raw").exists()
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ValueError, match=r"name another folder \(--root\)"):
+            load("mnist", str(tmp_path / "a" / "b"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_a_network_what_was_there_stays(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(TensorMNIST, "mirrors", ["http://127.0.0.1:9/"])
+        there = [tmp_path / name for name in ("MNIST", "empty", ".download.lock", "notes.txt")]
+        for path in there[:2]:
+            path.mkdir()
+        for path in there[2:]:
+            path.touch()
+        with pytest.raises(ValueError, match="MNIST could not be loaded"):
+            load("mnist", str(tmp_path))
+        assert sorted(tmp_path.rglob("*")) == sorted(there)
 
     def test_an_interrupted_download_leaves_nothing_that_looks_complete(self, tmp_path, monkeypatch):
         class Half(http.server.BaseHTTPRequestHandler):

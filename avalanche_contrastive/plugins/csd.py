@@ -40,6 +40,7 @@ class CSDPlugin(MethodPlugin):
         margin: of the triplet loss, in cosine similarity.
         ce: "weighted" is the authors' (the softmax runs over all classes, samples of old classes do not count),
             "masked" lets it run over the new classes only, "all" counts every sample (for replay beside CSD).
+        ce_weight: of the cross-entropy; without it the classifier learns nothing of new classes, the features may.
         feature_layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
         teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
     """
@@ -56,19 +57,23 @@ class CSDPlugin(MethodPlugin):
         triplet_weight: float = 1.0,
         margin: float = 1.0,
         ce: Literal["weighted", "masked", "all"] = "weighted",
+        ce_weight: float = 1.0,
         feature_layer: str | None = None,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         super().__init__(teacher_mode=teacher_mode)
         check_positive("CSDPlugin", temperature=temperature, kd_temperature=kd_temperature)
         check_weight("CSDPlugin", weight=weight, kd_weight=kd_weight, triplet_weight=triplet_weight, margin=margin)
+        check_weight("CSDPlugin", ce_weight=ce_weight)
+        if ce_weight == triplet_weight == 0:
+            raise ValueError("CSDPlugin: ce_weight and triplet_weight are both 0, so nothing would ever be learned.")
         check_flag("CSDPlugin", normalize=normalize)
         check_choice("CSDPlugin", "form", form, ("authors", "paper"))
         check_choice("CSDPlugin", "ce", ce, ("weighted", "masked", "all"))
         self.temperature, self.weight, self.form, self.normalize = temperature, weight, form, normalize
         self.kd_weight, self.kd_temperature = kd_weight, kd_temperature
         self.triplet_weight, self.margin = triplet_weight, margin
-        self.ce = ce
+        self.ce, self.ce_weight = ce, ce_weight
         self.capture = FeatureCapture(feature_layer)
         self._features: Tensor | None = None
 
@@ -91,7 +96,7 @@ class CSDPlugin(MethodPlugin):
                 f"CSDPlugin: a batch of {len(logits)} needs as many features, got {came}. Does the model split its "
                 "batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
-        parts = [("cross_entropy", 1.0, self._cross_entropy(logits, y))]
+        parts = [("cross_entropy", self.ce_weight, self._cross_entropy(logits, y))]
         if self.triplet_weight > 0:
             parts.append(("triplet", self.triplet_weight, batch_hard_triplet(features, y, margin=self.margin)))
         if self.teacher is not None:
