@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The three methods and what they are usually held against; `run` without names has the whole main table.
 ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 
-.PHONY: install benchmark test test-slow lint types clean
+.PHONY: install benchmark notebooks test test-slow lint types clean
 
 install: $(READY)
 
@@ -23,6 +23,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/build.py --check
 
 lint: $(READY)
 	$(BIN)/ruff check .
