@@ -1,0 +1,386 @@
+"""Executes the notebooks: ``NN_name.py`` (percent script, the source) becomes ``NN_name.ipynb`` with its outputs.
+
+python notebooks/build.py [NAME ...]    execute them and write the .ipynb beside the scripts
+python notebooks/build.py --check       execute them elsewhere; fail if one does not run clean or is stale
+
+Everything in an .ipynb but the outputs follows from its script: ids of cells, metadata, no times of execution. So a
+second run changes outputs alone, and a notebook whose script has changed since is found by comparing the two.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jupytext  # type: ignore[import-untyped, unused-ignore]
+import nbformat
+import psutil  # type: ignore[import-untyped, unused-ignore]
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent))
+
+from benchmarks.files import write_text  # noqa: E402
+
+FORMAT = "py:percent"
+LIMIT = 90.0  # processor seconds of one notebook: five of them in under 4 minutes on two cores
+STOP = 900.0  # seconds after which a notebook hangs, however busy the machine is
+METADATA = {
+    "jupytext": {  # who has jupytext in Jupyter edits both files as one
+        "cell_metadata_filter": "-all",
+        "formats": "ipynb,py:percent",
+        "notebook_metadata_filter": "-all",
+    },
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+}
+# What other libraries say on their own account, on some machines and at some times only.
+FOREIGN = (
+    r"[^\n]*: SyntaxWarning: [^\n]*\n(?:  [^\n]*\n?)?",  # Avalanche's escapes, when Python compiles it
+    r"[^\n]*Matplotlib is building the font cache[^\n]*\n?",  # its first use on a machine
+)
+ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Outcome:
+    """What an execution gave.
+
+    Args:
+        name: of the notebook.
+        notebook: executed, as far as it went.
+        problems: one line or more each.
+        processor: seconds of processor time, of the notebook and the processes that it started.
+        elapsed: seconds by the clock.
+    """
+
+    name: str
+    notebook: NotebookNode
+    problems: list[str] = field(default_factory=list)
+    processor: float = 0.0
+    elapsed: float = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build or check; 0 when all is well, 1 when not, 2 for a wrong command line."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        sources = find(parsed.folder, parsed.names)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    problems: list[str] = []
+
+    def finish(outcome: Outcome) -> None:
+        problems.extend(f"{outcome.name}: {problem}" for problem in _finish(outcome, parsed))
+
+    try:
+        asyncio.run(_execute_all(sources, parsed.jobs, finish))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    for problem in problems:
+        print(f"\n{problem}", file=sys.stderr)
+    verb = "checked" if parsed.check else "built"
+    print(f"\n{len(sources)} notebooks {verb}: {f'{len(problems)} problems' if problems else 'all well'}")
+    return 1 if problems else 0
+
+
+def _finish(outcome: Outcome, parsed: argparse.Namespace) -> list[str]:
+    """Say how an execution went, write or check its notebook, and give all problems."""
+    path = parsed.folder / f"{outcome.name}.ipynb"
+    found = [*outcome.problems, *_too_long(outcome, parsed.limit)]
+    if parsed.check:
+        found += stale(path.with_suffix(".py"), path, None if outcome.problems else outcome.notebook)
+    elif not outcome.problems:
+        write_text(path, nbformat.writes(outcome.notebook) + "\n")
+    times = f"{outcome.processor:.0f} s of processor time, {outcome.elapsed:.0f} s elapsed"
+    print(f"{outcome.name}: {times}{'; FAILED' if found else ''}", flush=True)
+    if parsed.check and not found and (numbers := other_texts(outcome.notebook, path)):
+        print(f"note: {outcome.name}: cells {numbers} print other text than committed, as on other machines")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python notebooks/build.py", description="Execute the percent scripts and write the notebooks."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_quick_start; default: all")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a notebook does not run clean or is stale"
+    )
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="at a time (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="processor time that each may take (default: %(default)g)",
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where they are (default: beside this script)")
+    return parser
+
+
+def find(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The scripts of these notebooks, or all.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    known = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.py"))}
+    wanted = [Path(name).stem for name in names] or list(known)
+    missing = [name for name in wanted if name not in known]
+    if missing or not known:
+        raise ValueError(f"{folder}: no notebook {', '.join(missing)}. Known: {', '.join(known) or 'none'}")
+    return [known[name] for name in wanted]
+
+
+def read_script(path: Path) -> NotebookNode:
+    """The notebook that a script says, without outputs."""
+    notebook: NotebookNode = jupytext.read(path, fmt=FORMAT)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return notebook
+
+
+async def _execute_all(sources: Sequence[Path], jobs: int, finish: Callable[[Outcome], None]) -> None:
+    turn = asyncio.Semaphore(jobs)
+
+    async def one(source: Path) -> None:
+        async with turn:
+            finish(await execute(source))
+
+    await asyncio.gather(*(one(source) for source in sources))
+
+
+async def execute(source: Path, *, stop: float = STOP) -> Outcome:
+    """Run a script as a notebook in a fresh kernel of this Python, in the script's folder.
+
+    Args:
+        source: the percent script.
+        stop: seconds after which it is stopped.
+    """
+    notebook = read_script(source)
+    outcome = Outcome(source.stem, notebook)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        manager = _manager(scratch)
+
+        def measure(**_: Any) -> None:
+            assert isinstance(manager.provisioner, LocalProvisioner)
+            spent = psutil.Process(manager.provisioner.pid).cpu_times()
+            outcome.processor = spent.user + spent.system + spent.children_user + spent.children_system
+
+        client = NotebookClient(
+            notebook,
+            km=manager,
+            timeout=None,
+            record_timing=False,
+            shutdown_kernel="immediate",
+            coalesce_streams=True,
+            on_notebook_start=_let_go_of_signals,
+            on_cell_executed=measure,
+        )
+        running = client.async_execute(cwd=str(source.parent), env=_environment(scratch), cleanup_kc=True)
+        try:
+            await asyncio.wait_for(running, stop)
+        except CellExecutionError as error:
+            outcome.problems.append(f"does not run:\n{COLOURS.sub('', str(error)).strip()}")
+        except (DeadKernelError, TimeoutError):  # nbclient may raise the former where it was stopped, too
+            hangs = time.monotonic() - began >= stop
+            died = "its process ended; was there not enough memory?"
+            outcome.problems.append(f"hangs: stopped after {stop:.0f} s" if hangs else died)
+    outcome.elapsed = time.monotonic() - began
+    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has put its version there
+    _remove_foreign(notebook)
+    outcome.problems += unclean(notebook, source.parent)
+    return outcome
+
+
+def _manager(scratch: str) -> AsyncKernelManager:
+    """Of a kernel of this Python, with its files in that folder."""
+    return AsyncKernelManager(
+        kernel_name="python3",
+        # No folders to look in: "python3" is then this Python, whatever is registered under that name.
+        kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+        connection_file=str(Path(scratch) / "kernel.json"),
+        transport="tcp" if os.name == "nt" else "ipc",  # a socket in the folder: nobody else can listen
+    )
+
+
+def _let_go_of_signals(**_: Any) -> None:
+    """Undo nbclient's handlers, which end one kernel and go on: Ctrl-C is to end this program and all kernels."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows has no handlers in loops
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """This process', without what would make outputs differ from one user to the next."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "IPYTHONDIR": scratch,  # nobody's start-up files
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "OMP_NUM_THREADS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns otherwise
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def _remove_foreign(notebook: NotebookNode) -> None:
+    for cell in _code(notebook):
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                for pattern in FOREIGN:
+                    output.text = re.sub(pattern, "", output.text)
+        cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+
+
+def _code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def unclean(notebook: NotebookNode, folder: Path) -> list[str]:
+    """What no reader should see in the outputs: warnings, places of this machine, addresses in memory."""
+    places = (folder.parent, Path.home(), Path(tempfile.gettempdir()))
+    here = re.compile("|".join(rf"{re.escape(str(place))}\b" for place in places if place != place.parent))
+    problems = []
+    for number, cell in enumerate(notebook.cells, 1):
+        for kind, text in _texts(cell):
+            shown = f"cell {number} ({_first_line(cell)})"
+            if kind == "stderr":
+                problems.append(f"{shown} warns:\n{text.strip()}")
+            elif match := here.search(text) or ADDRESS.search(text):
+                line = next(line for line in text.splitlines() if match[0] in line)
+                problems.append(f"{shown} prints what is true of this machine and run alone: {line.strip()}")
+    return problems
+
+
+def _texts(cell: NotebookNode) -> Iterator[tuple[str, str]]:
+    """All text that a cell shows: "stdout", "stderr" or a MIME type, and the text."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream":
+            yield output.name, output.text
+        elif output.output_type != "error":
+            yield from ((mime, text) for mime, text in sorted(output.data.items()) if mime.startswith("text/"))
+
+
+def _first_line(cell: NotebookNode) -> str:
+    line = next(iter(cell.source.strip().splitlines()), "empty")
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def _too_long(outcome: Outcome, limit: float) -> list[str]:
+    if outcome.processor <= limit:
+        return []
+    return [f"takes {outcome.processor:.0f} s of processor time; the limit is {limit:g} s"]
+
+
+def stale(source: Path, path: Path, fresh: NotebookNode | None = None) -> list[str]:
+    """What says that a notebook is not what its script gives.
+
+    Args:
+        source: the script.
+        path: of the notebook.
+        fresh: the script executed just now; None: only what can be seen without executing.
+
+    Returns:
+        At most one problem, in words; none if the notebook is up to date.
+    """
+    again = f"Execute it: python notebooks/build.py {source.stem}"
+    if not path.is_file():
+        return [f"stale: there is no {path.name}. {again}"]
+    try:
+        committed = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+        nbformat.validate(committed)
+    except (ValueError, nbformat.ValidationError) as error:
+        return [f"stale: {path.name} is no notebook: {str(error).splitlines()[0]}. {again}"]
+    found = _other_source(read_script(source), committed) or _not_executed(committed)
+    if not found and fresh is not None:
+        found = _other_outputs(fresh, committed)
+    return [f"stale: {found}. {again}"] if found else []
+
+
+def _other_source(script: NotebookNode, committed: NotebookNode) -> str:
+    if len(script.cells) != len(committed.cells):
+        return f"the script has {len(script.cells)} cells, the notebook {len(committed.cells)}"
+    for number, (ours, theirs) in enumerate(zip(script.cells, committed.cells, strict=True), 1):
+        if (ours.cell_type, ours.source) != (theirs.cell_type, theirs.source):
+            return f"cell {number} ({_first_line(ours)}) is not that of the notebook: {_difference(ours, theirs)}"
+    if _bare(script) != _bare(committed):
+        return "metadata or ids of its cells are not those that build.py writes"
+    return ""
+
+
+def _difference(ours: NotebookNode, theirs: NotebookNode) -> str:
+    """The first line that differs."""
+    pairs = zip_longest(ours.source.splitlines(), theirs.source.splitlines(), fillvalue="")
+    one, other = next(((a, b) for a, b in pairs if a != b), (f"a {ours.cell_type} cell", f"a {theirs.cell_type} cell"))
+    return f"{one!r} in the script, {other!r} in the notebook"
+
+
+def _bare(notebook: NotebookNode) -> dict[str, Any]:
+    """All but what an execution adds."""
+    cells = [{k: v for k, v in cell.items() if k not in ("outputs", "execution_count")} for cell in notebook.cells]
+    return {**notebook, "cells": cells}
+
+
+def _not_executed(committed: NotebookNode) -> str:
+    # An empty cell is not executed; jupytext makes none.
+    for place, cell in enumerate((cell for cell in _code(committed) if cell.source.strip()), 1):
+        if any(output.output_type == "error" for output in cell.outputs):
+            return f"the cell {_first_line(cell)!r} ends in an error"
+        if cell.execution_count != place:
+            came = "was not executed" if cell.execution_count is None else f"has number {cell.execution_count}"
+            return f"the cell {_first_line(cell)!r} {came}; from top to bottom it would have number {place}"
+    return ""
+
+
+def _other_outputs(fresh: NotebookNode, committed: NotebookNode) -> str:
+    for number, (ours, theirs) in enumerate(zip(fresh.cells, committed.cells, strict=True), 1):
+        if _kinds(ours) != _kinds(theirs):
+            gives, has = (", ".join(_kinds(cell)) or "nothing" for cell in (ours, theirs))
+            return f"cell {number} ({_first_line(ours)}) gives {gives}; the notebook shows {has}"
+    return ""
+
+
+def _kinds(cell: NotebookNode) -> list[str]:
+    """The outputs in words: "stdout", "image/png"."""
+    return [
+        output.name if output.output_type == "stream" else "/".join(sorted(output.get("data", ["error"])))
+        for output in cell.get("outputs", [])
+    ]
+
+
+def other_texts(fresh: NotebookNode, path: Path) -> str:
+    """Numbers of the cells whose text differs, of a notebook that is not stale."""
+    committed = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    pairs = enumerate(zip(fresh.cells, committed.cells, strict=True), 1)
+    return ", ".join(str(number) for number, (ours, theirs) in pairs if list(_texts(ours)) != list(_texts(theirs)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
