@@ -1,6 +1,5 @@
 """The augmentations by name: a callable that maps an image batch to one of the same shape, with a draw per image."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_contrastive.data import BatchAugmentation
+from benchmarks.configs import nearest
 
 Augmentation: TypeAlias = Callable[[Tensor], Tensor]
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
@@ -40,9 +40,8 @@ def make_augmentation(
             not installed.
     """
     if name not in AUGMENTATIONS:
-        close = difflib.get_close_matches(str(name), AUGMENTATIONS[1:], 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"augmentation must be one of {', '.join(map(repr, AUGMENTATIONS))}, got {name!r}{hint}")
+        hint = nearest(str(name), AUGMENTATIONS)
+        raise ValueError(f"unknown augmentation {name!r}{hint}, or '' for the stream's own")
     unknown = set(keywords) - set(inspect.signature(BatchAugmentation).parameters)
     if unknown:
         raise ValueError(f"augmentation: keywords must be those of BatchAugmentation, got {', '.join(sorted(unknown))}")

@@ -1,5 +1,8 @@
 """Figures of an accuracy matrix R, where R[i][j] is the accuracy on experience j after training on experience i; and
-what a few seeds can say about a mean or about two rows."""
+what a few seeds can say about a mean or about two rows.
+
+`forgetting` and `backward_transfer` are those of `avalanche_contrastive.metrics` for whole matrices, without torch:
+tables and `list` start at once. A test holds them to each other."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from avalanche_contrastive import metrics
 from benchmarks import stats
 
 R = [[1.0, 0.0, 0.0], [0.5, 0.9, 0.0], [0.6, 0.3, 0.8]]
@@ -23,6 +24,13 @@ def test_backward_transfer_counts_from_the_diagonal_and_forgetting_from_the_best
     assert stats.backward_transfer(better_later) == pytest.approx(0.1 / 2)
     assert stats.forgetting(better_later) == pytest.approx(0.1 / 2)
     assert stats.forgetting(R) == pytest.approx(-stats.backward_transfer(R))
+
+
+@pytest.mark.parametrize("figure", ["forgetting", "backward_transfer"])
+def test_figures_without_torch_are_those_of_the_metrics(figure):
+    for steps in (2, 3, 7):
+        matrix = RANDOM.random((steps, steps)).tolist()
+        assert getattr(stats, figure)(matrix) == pytest.approx(getattr(metrics, figure)(matrix))
 
 
 def test_average_incremental_accuracy_is_over_the_images_seen_so_far():
