@@ -205,7 +205,8 @@ def _add_table(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="PAGE",
-        help="put tables between the lines <!-- table:SUITE [ROW ...] --> and <!-- /table --> of these pages",
+        help="put tables between the lines <!-- table:SUITE [ROW ...] --> (or table:all) and "
+        "<!-- /table --> of these pages",
     )
 
 

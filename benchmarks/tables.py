@@ -275,8 +275,9 @@ def provenance(grouped: Grouped) -> list[str]:
 def fill_page(path: Path, everything: Everything) -> None:
     """Put tables between the markers of a page.
 
-    A marker is `<!-- table:SUITE -->` for the main table, or `<!-- table:SUITE ROW ROW ... -->` for those rows; the
-    table ends at `<!-- /table -->`. The first table of a page says what the columns are.
+    A marker is `<!-- table:SUITE -->` for the main table, `<!-- table:SUITE ROW ROW ... -->` for those rows, or
+    `<!-- table:all -->` for the final accuracy in every suite; the table ends at `<!-- /table -->`. The first table of
+    a page says what the columns are.
 
     Raises:
         ValueError: the page has no marker, or one names a suite or a row without results.
@@ -298,6 +299,8 @@ def filled(text: str, everything: Everything, *, where: str) -> str:
 
 
 def _table_for(suite: str, names: Sequence[str], everything: Everything, where: str, *, define: bool) -> Table:
+    if suite == "all" and not names:
+        return overview_table(everything)
     if suite not in everything:
         raise ValueError(f"{where}: a table asks for suite {suite!r}, which has no results{nearest(suite, everything)}")
     grouped = everything[suite]

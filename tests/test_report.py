@@ -538,6 +538,12 @@ def test_a_page_is_filled_from_several_suites(everything, tmp_path):
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_a_page_may_hold_the_overview_of_all_suites(everything):
+    text = tables.filled("<!-- table:all -->\nold\n<!-- /table -->", everything, where="")
+    assert text == f"<!-- table:all -->\n{str(tables.overview_table(everything)).strip()}\n<!-- /table -->"
+    assert "| Ours |" in text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
