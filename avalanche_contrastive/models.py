@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from avalanche.models import FeatureExtractorBackbone, IncrementalClassifier, MultiHeadClassifier, NCMClassifier
 from avalanche.models.cosine_layer import CosineIncrementalClassifier, CosineLinear
 from avalanche.models.dynamic_modules import DynamicModule
+from avalanche.models.utils import is_multi_task_module
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -126,6 +127,11 @@ class ReadOut(DynamicModule):
         self.register_buffer("bias", torch.zeros(0))
         self.register_buffer("fitted", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("unit", torch.tensor(False))
+
+    @property
+    def width(self) -> int:
+        """Classes that it has a column for, fitted or not."""
+        return len(self.bias)
 
     def adaptation(self, experience: Any) -> None:
         """Widen to the largest class id of the experience (Avalanche calls this before train and eval)."""
@@ -329,18 +335,28 @@ def _rehook(backbone: FeatureExtractorBackbone) -> None:
 class _Tap:
     """A forward hook with a memory. An object, not a closure: a deep copy of a hooked model gets a tap of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, multi_task: bool = False) -> None:
         self.value: Any = None
         self.output: Any = None
+        self.multi_task = multi_task
+        self.tasks: Any = None  # the task labels that a multi-task model was called with
+        self.parts: list[Any] = []  # what a multi-task model's heads, or its named layer, got call by call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tap":
         return _Tap()
 
+    def read_tasks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
+
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.value = args[0] if args else next(iter(kwargs.values()))
+        if self.multi_task and not isinstance(module, nn.Linear):  # a head: no other layer's input is held
+            self.parts.append(self.value)
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.value = output
+        if self.multi_task:
+            self.parts.append(output)
 
     def read_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.output = output
@@ -367,8 +383,10 @@ class FeatureCapture:
     def attach(self, model: nn.Module) -> None:
         """Listen to the next forward pass of the model."""
         self.detach()
-        self._tap = _Tap()
         model = unwrapped(model)
+        self._tap = _Tap(multi_task=is_multi_task_module(model))
+        if self._tap.multi_task:
+            self._handles.append(model.register_forward_pre_hook(self._tap.read_tasks, with_kwargs=True))
         if self.layer is not None:
             named = dict(model.named_modules())
             if self.layer not in named:
@@ -377,12 +395,14 @@ class FeatureCapture:
                     f"feature layer {self.layer!r} is not in {type(model).__name__}; did you mean {near[0]!r}? "
                     "Names are those of model.named_modules()."
                 )
-            self._handles = [named[self.layer].register_forward_hook(self._tap.read_output)]
+            self._handles.append(named[self.layer].register_forward_hook(self._tap.read_output))
             return
-        for module in _classifiers(model):
+        classifiers = list(_classifiers(model))
+        for module in classifiers:
             self._handles.append(module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._tap.read_head))
-        if not self._handles:
+        if not classifiers:
+            self.detach()
             raise ValueError(
                 f"{type(model).__name__} has no classifier layer (nn.Linear or one of Avalanche's heads) to take "
                 "features from. Name the layer that gives the features instead."
@@ -394,9 +414,13 @@ class FeatureCapture:
         Args:
             logits: what the model gave, (B, K). A classifier layer of another width was not its last.
         """
-        value, head = self._tap.value, self._tap.output
+        tap, head = self._tap, self._tap.output
         self.detach()
-        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor)
+        value = tap.value
+        if len(tap.parts) > 1 and value is tap.parts[-1] and isinstance(value, Tensor):
+            value = _in_order(tap.parts, tap.tasks)
+        # A multi-task model's output is as wide as its widest head.
+        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor) and not tap.multi_task
         if self.layer is None and tensors and head.shape[-1] != logits.shape[-1]:
             raise ValueError(
                 f"the last classifier layer that ran gives {head.shape[-1]} outputs, but the model gives "
@@ -427,6 +451,30 @@ class FeatureCapture:
         except BaseException:
             self.detach()
             raise
+
+
+def _in_order(parts: list[Tensor], tasks: Any) -> Tensor:
+    """The features of a batch that a multi-task model has split between its heads, in the batch's order.
+
+    Args:
+        parts: the heads' inputs, call by call.
+        tasks: task labels (B,) that the model was called with: it ran the rows of each label in turn, smallest first.
+            None or a number: it ran every head on all rows.
+    """
+    if not isinstance(tasks, Tensor):
+        if any(part.shape != parts[0].shape or not torch.allclose(part, parts[0], rtol=1e-3) for part in parts):
+            raise ValueError(
+                "the features that enter the model's heads differ from head to head, so an image has no features of "
+                "its own. Does the model have a network for each task? Use one that shares its features."
+            )
+        return parts[0]
+    labels, counts = tasks.unique(return_counts=True)
+    if [len(part) for part in parts] != counts.tolist():
+        return parts[-1]
+    features = parts[0].new_empty((len(tasks), *parts[0].shape[1:]))
+    for label, part in zip(labels, parts, strict=True):
+        features[tasks == label] = part
+    return features
 
 
 def _classifiers(module: nn.Module) -> Iterator[nn.Module]:

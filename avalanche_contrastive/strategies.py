@@ -78,7 +78,7 @@ class Co2L(_MethodStrategy):
         """Wire the strategy up.
 
         Args:
-            model: a ``ContrastiveModel``.
+            model: a ``ContrastiveModel``, or an ``MTContrastiveModel`` for a read-out per task.
             optimizer: of the model's parameters.
             criterion: the loss in evaluation; None: cross-entropy. Training uses the method's objective.
             train_mb_size: current samples per training step.

@@ -268,10 +268,10 @@ BAD = {
         ValueError,
         r"\(B, V, C, H, W\).*got \(10, 8, 8\).*sample_ndim",
     ),
-    "a head per task": (
-        lambda: train(MTSimpleMLP(input_size=64), SSILPlugin(), make_benchmark("C")),
+    "a head per task without task labels": (
+        lambda: train(MTSimpleMLP(input_size=64), SSILPlugin(), make_benchmark("A")),
         ValueError,
-        "a head per task.*MTSimpleMLP.*one head",
+        r"a head per task \(MTSimpleMLP\) needs the task label.*with_task_labels.*one head",
     ),
     "Co2L's model for SS-IL": (
         lambda: train(contrastive(), SSILPlugin()),

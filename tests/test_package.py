@@ -20,11 +20,12 @@ ALLOWED = {
     "losses": set(),
     "data": set(),
     "models": {"losses"},
+    "heads": {"losses", "models"},
     "metrics": {"losses", "models", "metrics"},
     "plots": set(),
-    "plugins": {"losses", "models", "data", "plugins"},
+    "plugins": {"losses", "models", "heads", "data", "plugins"},
     "strategies": {"plugins"},
-    "__init__": {"_version", "data", "models", "plugins", "strategies"},
+    "__init__": {"_version", "data", "models", "heads", "plugins", "strategies"},
 }
 
 

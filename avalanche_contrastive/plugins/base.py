@@ -11,6 +11,15 @@ from torch import Tensor, nn
 
 from avalanche_contrastive.losses import check_choice
 from avalanche_contrastive.models import ContrastiveModel, frozen_copy, unwrapped
+from avalanche_contrastive.plugins.streams import (
+    PAIR,
+    check_stream,
+    classes_of,
+    is_piece,
+    pair_codes,
+    pairs_of,
+    starts_task,
+)
 
 __all__ = ["MethodPlugin"]
 
@@ -22,9 +31,15 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     plugins add their penalties to ``strategy.loss`` as ever, in either order of the list, and evaluation sees the
     user's criterion. After each experience the plugin keeps a frozen copy of the model, its teacher for the next.
 
+    A task is an experience. On an online stream it is the experience that the pieces are cut from: all its classes are
+    current in each of its pieces, and the teacher is the model as the previous task left it.
+
     Attributes:
-        teacher: the model after the previous experience, in evaluation mode and without gradients; None before.
-        ledger: class ids by the experience that brought them, ``ledger[0]`` first. Ids, never ranges.
+        teacher: the model after the previous task, in evaluation mode and without gradients; None before.
+        ledger: class ids by the experience that brought them, ``ledger[0]`` first. Ids, never ranges; in a model with a
+            head per task pairs (task label, class id). An experience, or a piece, without a new class has an empty
+            entry; a task's first piece brings all its classes.
+        multi_head: whether the model has a head per task.
         terms: the last step's loss terms by name, detached, before weighting.
 
     Args:
@@ -36,18 +51,25 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         check_choice(type(self).__name__, "teacher_mode", teacher_mode, ("eval", "train"))
         self.teacher_mode = teacher_mode
         self.teacher: nn.Module | None = None
-        self.ledger: list[list[int]] = []
+        self.ledger: list[list[Any]] = []
         self.terms: dict[str, Tensor] = {}
-        self._current: list[int] = []
+        self.multi_head = False
+        self._current: list[Any] = []  # classes of the current task, as in the ledger
+        self._taught = 0  # entries of the ledger that the teacher knows
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
         """The method's whole loss, a scalar, for ``strategy.mb_output`` and ``strategy.mb_y``."""
 
     @property
-    def seen_classes(self) -> list[int]:
-        """Class ids of all finished experiences, in the order of the ledger."""
+    def seen_classes(self) -> list[Any]:
+        """Classes of all finished experiences, in the order of the ledger."""
         return [c for classes in self.ledger for c in classes]
+
+    @property
+    def past(self) -> list[list[Any]]:
+        """The ledger as the teacher knows it, without the current task's pieces and without empty entries."""
+        return [classes for classes in self.ledger[: self._taught] if classes]
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a second method beside this one: each is the whole objective."""
@@ -66,26 +88,22 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             )
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """The teacher is the model as the last experience left it, whatever other plugins did to it at its end."""
-        if self.teacher is not None:
-            self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
+        """Refuse what the method has no meaning for, before Avalanche fails on it.
+
+        The teacher is the model as the last task left it, whatever other plugins did to it at its end.
+        """
+        check_stream(type(self).__name__, strategy.experience, strategy.model)
+        if self.ledger and starts_task(strategy.experience):
+            self._take_teacher(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Note the classes of the experience; refuse what the method has no meaning for."""
-        classes = getattr(strategy.experience, "classes_in_this_experience", None)
-        if not classes:
-            raise ValueError(
-                f"{type(self).__name__} needs the class ids of each experience, but this stream's experiences have "
-                "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
-                "avalanche.benchmarks.with_classes_timeline(benchmark). Is it an online stream? Make it with "
-                "access_task_boundaries=True and wrap its benchmark in the same way."
-            )
-        if is_multi_task_module(strategy.model):
-            raise ValueError(
-                f"{type(self).__name__} does not train models with a head per task ({type(strategy.model).__name__}): "
-                "its teacher has no head for a new task. Use one head for all classes."
-            )
-        self._current = sorted(int(c) for c in classes)
+        """Note the classes of the task."""
+        experience = strategy.experience
+        self.multi_head = is_multi_task_module(strategy.model)
+        if not self.multi_head:
+            self._current = classes_of(experience)
+        elif starts_task(experience) or not self._current:
+            self._current = pairs_of(experience)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the objective in the criterion's place, for one call."""
@@ -106,10 +124,15 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         _restore_criterion(strategy)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The model becomes the teacher; the experience's new classes enter the ledger."""
-        self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
+        """The experience's new classes enter the ledger; the model becomes the teacher, if the task is over."""
         known = set(self.seen_classes)
         self.ledger.append([c for c in self._current if c not in known])
+        if not is_piece(strategy.experience):
+            self._take_teacher(strategy)
+
+    def _take_teacher(self, strategy: Any) -> None:
+        self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
+        self._taught = len(self.ledger)
 
     def teacher_forward(self, strategy: Any) -> Tensor:
         """The teacher's output for the current batch, (B, K_teacher), without gradients."""
@@ -119,9 +142,15 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             output: Tensor = avalanche_forward(self.teacher, strategy.mb_x, task_ids)
         return output
 
-    def is_current(self, y: Tensor) -> Tensor:
-        """Which labels (B,) are of the current experience, (B,) bool."""
-        return torch.isin(y, torch.tensor(self._current, device=y.device))
+    def row_labels(self, strategy: Any) -> Tensor:
+        """What tells the classes of the batch's rows apart, (B,): class ids, or codes of pairs with the task label."""
+        y: Tensor = strategy.mb_y
+        return pair_codes(strategy.mb_task_id, y) if self.multi_head else y
+
+    def is_current(self, labels: Tensor) -> Tensor:
+        """Which row labels (B,) are of the current task, (B,) bool."""
+        current = [task * PAIR + c for task, c in self._current] if self.multi_head else self._current
+        return torch.isin(labels, torch.tensor(current, device=labels.device))
 
     def class_groups(self, like: Tensor, groups: list[list[int]]) -> Tensor:
         """The index of the group that each column of ``like`` (B, K) is in, (K,); -1 in none."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from avalanche.benchmarks import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_contrastive.data import stack_views
+from avalanche_contrastive.heads import TaskReadOuts
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     check_choice,
@@ -31,10 +31,9 @@ from avalanche_contrastive.models import (
     unwrapped,
 )
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
+from avalanche_contrastive.plugins.streams import PAIR, is_piece, pair_codes, pairs_of, starts_task
 
 __all__ = ["Co2LPlugin"]
-
-DOMAIN = 2**32  # task label * DOMAIN + class id: one integer for each pair, whatever classes a batch holds
 
 
 class Co2LPlugin(ReplayMethodPlugin):
@@ -44,6 +43,9 @@ class Co2LPlugin(ReplayMethodPlugin):
     current classes are the anchors of a supervised contrastive loss; the previous model's encoder and projector keep
     the relations between all views. ``model(x)`` in evaluation is class logits of a read-out, refitted on
     class-balanced features of the experience and the memory whenever evaluation needs it.
+
+    With an ``MTContrastiveModel``, for task-incremental streams, the contrast tells classes of different tasks apart
+    even where their ids are the same, and each task has a read-out of its own.
 
     While training, ``strategy.mb_output`` holds the projections; the metrics get class scores by the nearest other
     image of the batch instead, so training accuracy is that of a nearest-neighbour classifier within the batch.
@@ -152,7 +154,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         """Check model and stream; mix uniformly; keep the experience's data at hand for the read-out."""
         super().before_training_exp(strategy, **kwargs)
         _contrastive(strategy.model)
-        if self.domains:
+        if self.domains and not self.multi_head:
             self._note_domains(strategy)
         if self.batch_size_mem is None:
             _mix_uniformly(strategy)
@@ -218,10 +220,10 @@ class Co2LPlugin(ReplayMethodPlugin):
 
     def _contrast_labels(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the contrast tells images apart by, (B,), and which of the batch is of the current experience."""
-        y = strategy.mb_y
-        if not self.domains:
+        if self.multi_head or not self.domains:
+            y = self.row_labels(strategy)
             return y, self.is_current(y)
-        y = strategy.mb_task_id * DOMAIN + y
+        y = pair_codes(strategy.mb_task_id, strategy.mb_y)
         return y, torch.isin(y, torch.tensor(self._labels, device=y.device))
 
     def _note_domains(self, strategy: Any) -> None:
@@ -233,15 +235,14 @@ class Co2LPlugin(ReplayMethodPlugin):
                 "task_labels. Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or "
                 "wrap it in with_task_labels."
             )
-        data = experience.dataset
-        pairs = set(zip(data.targets_task_labels, data.targets, strict=True))
-        self._labels = sorted(int(task) * DOMAIN + int(c) for task, c in pairs)
+        if starts_task(experience) or not self._labels:
+            self._labels = [task * PAIR + c for task, c in pairs_of(experience)]
         labels = self._seen_labels.union(self._labels)
-        one_domain = len({label // DOMAIN for label in labels}) == 1
-        if one_domain and labels == self._seen_labels and not isinstance(experience, OnlineCLExperience):
+        one_domain = len({label // PAIR for label in labels}) == 1
+        if one_domain and labels == self._seen_labels and not is_piece(experience):
             raise ValueError(
                 "Co2LPlugin: domains=True tells domains apart by task label, but the classes of this experience have "
-                f"come before under the same label, {self._labels[0] // DOMAIN}, the only one so far. Make the stream "
+                f"come before under the same label, {self._labels[0] // PAIR}, the only one so far. Make the stream "
                 "with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or leave domains out."
             )
 
@@ -251,8 +252,9 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._views = None
         if strategy.mb_output is None or strategy.mb_output.ndim != 3:
             return  # an evaluation by another plugin has cleared the batch
-        width = len(_contrastive(strategy.model).readout.bias)
-        strategy.mb_output = _neighbour_scores(strategy.mb_output.detach(), strategy.mb_y, width)
+        width = _contrastive(strategy.model).readout.width
+        labels = self.row_labels(strategy)
+        strategy.mb_output = _neighbour_scores(strategy.mb_output.detach(), strategy.mb_y, width, labels // PAIR)
 
     # ---- read-out
 
@@ -278,28 +280,31 @@ class Co2LPlugin(ReplayMethodPlugin):
     def _refit(self, strategy: Any) -> None:
         if not self._readout_is_stale or self._dataset is None:
             return
-        model = _contrastive(strategy.model)
-        memory = self.storage_policy.buffer
-        batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
+        readout = _contrastive(strategy.model).readout
+        parts = [data for data in (self._dataset, self.storage_policy.buffer) if len(data) > 0]
         with own_random_state():
-            parts = [
-                embed_dataset(model, data, batch_size=batch_size, device=strategy.device)
-                for data in (self._dataset, memory)
-                if len(data) > 0
-            ]
-            features, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-            if self.readout == "ncm":
-                model.readout.fit(*fit_nearest_mean(features, y), unit=True)
+            if isinstance(readout, TaskReadOuts):
+                readout.forget()
+                for task in sorted({int(t) for data in parts for t in data.targets_task_labels.uniques}):
+                    own = [_of_task(data, task) for data in parts]
+                    readout.fit(task, *self._fitted(strategy, own), unit=self.readout == "ncm")
             else:
-                fitted = fit_linear(
-                    features,
-                    y,
-                    lr=self.readout_lr,
-                    epochs=self.readout_epochs,
-                    batch_size=self.readout_batch_size,
-                )
-                model.readout.fit(*fitted, unit=False)
+                readout.fit(*self._fitted(strategy, parts), unit=self.readout == "ncm")
         self._readout_is_stale = False
+
+    def _fitted(self, strategy: Any, parts: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Class ids (C,), weight (C, D) and bias (C,) of a read-out of some datasets together."""
+        model = _contrastive(strategy.model)
+        batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
+        embedded = [
+            embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in parts if len(data) > 0
+        ]
+        features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded])
+        if self.readout == "ncm":
+            return fit_nearest_mean(features, y)
+        return fit_linear(
+            features, y, lr=self.readout_lr, epochs=self.readout_epochs, batch_size=self.readout_batch_size
+        )
 
 
 class _ViewMaker:
@@ -324,15 +329,23 @@ def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
     return model
 
 
-def _neighbour_scores(z: Tensor, y: Tensor, width: int) -> Tensor:
+def _of_task(data: Any, task: int) -> Any:
+    """The samples of a dataset with one task label."""
+    return data.subset(data.targets_task_labels.val_to_idx.get(task, []))
+
+
+def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor:
     """Scores of a 1-NN classifier: for each image the best similarity to an image of each class, (B, width).
 
-    An image's own other view counts only where the batch has no second image of its class.
+    An image's own other view counts only where the batch has no second image of its class. Images of another head
+    (B,) do not count.
     """
     z = z.float()
     similarity = z[:, 0] @ z[:, 1].T
-    alone = (y[:, None] == y).sum(dim=1) == 1
+    own = heads[:, None] == heads
+    alone = ((y[:, None] == y) & own).sum(dim=1) == 1
     similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
+    similarity.masked_fill_(~own, -2.0)
     scores = similarity.new_full((len(y), max(width, int(y.max()) + 1)), -2.0)
     return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")
 

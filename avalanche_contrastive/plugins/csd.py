@@ -4,8 +4,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from avalanche.models import avalanche_forward
 from torch import Tensor
 
+from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
     check_choice,
@@ -16,7 +18,7 @@ from avalanche_contrastive.losses import (
     separated_softmax,
     taskwise_distillation,
 )
-from avalanche_contrastive.models import FeatureCapture
+from avalanche_contrastive.models import FeatureCapture, preserved_modes, unwrapped
 from avalanche_contrastive.plugins.base import MethodPlugin
 
 __all__ = ["CSDPlugin"]
@@ -28,6 +30,9 @@ class CSDPlugin(MethodPlugin):
     Cross-entropy on the new classes and a batch-hard triplet loss learn; distillation of the old logits and of the
     teacher's features, contrasted by class, remember. There is no memory. Judge it by retrieval
     (``avalanche_contrastive.metrics.retrieval_metrics``), as the paper does.
+
+    In a model with a head per task the cross-entropy runs over classes of a row's own head, each old head is distilled
+    by itself over all rows, and features are compared by class and task.
 
     Args:
         temperature: of the contrastive distillation (the authors' 0.07; the paper writes none, i.e. 1).
@@ -76,9 +81,12 @@ class CSDPlugin(MethodPlugin):
         self.ce, self.ce_weight = ce, ce_weight
         self.capture = FeatureCapture(feature_layer)
         self._features: Tensor | None = None
+        self._heads_share = False
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Listen for the features of this step."""
+        if self.multi_head and self.teacher is not None and not self._heads_share:
+            self._check_heads(strategy)
         self.capture.attach(strategy.model)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -96,11 +104,13 @@ class CSDPlugin(MethodPlugin):
                 f"CSDPlugin: a batch of {len(logits)} needs as many features, got {came}. Does the model split its "
                 "batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
-        parts = [("cross_entropy", self.ce_weight, self._cross_entropy(logits, y))]
+        labels = self.row_labels(strategy)
+        entropy = self._headwise(strategy, logits, labels) if self.multi_head else self._cross_entropy(logits, y)
+        parts = [("cross_entropy", self.ce_weight, entropy)]
         if self.triplet_weight > 0:
-            parts.append(("triplet", self.triplet_weight, batch_hard_triplet(features, y, margin=self.margin)))
+            parts.append(("triplet", self.triplet_weight, batch_hard_triplet(features, labels, margin=self.margin)))
         if self.teacher is not None:
-            parts.extend(self._stability(strategy, logits, features))
+            parts.extend(self._stability(strategy, logits, features, labels))
         self.terms = {name: term.detach() for name, _, term in parts}
         return torch.stack([weight * term for _, weight, term in parts]).sum()
 
@@ -115,21 +125,53 @@ class CSDPlugin(MethodPlugin):
             return F.cross_entropy(logits[new], y[new])
         return separated_softmax(logits[new], y[new], groups)
 
-    def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
+    def _headwise(self, strategy: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy where each row's softmax runs over classes of its own head."""
+        taught = self._current if self.ce == "masked" else {*self.seen_classes, *self._current}
+        heads = dict(by_head(list(taught)))
+        counted = torch.ones_like(labels, dtype=torch.bool) if self.ce == "all" else self.is_current(labels)
+        if not counted.any():
+            return logits.sum() * 0.0
+        return headwise_cross_entropy(
+            logits[counted],
+            strategy.mb_y[counted],
+            strategy.mb_task_id[counted],
+            lambda task: self.class_groups(logits, [heads.get(task, [])]),
+        )
+
+    def _check_heads(self, strategy: Any) -> None:
+        """Refuse a model with a network per task, whose teacher has no features of a new task's images. Once."""
+        with preserved_modes(strategy.model), torch.no_grad(), self.capture.listening(strategy.model):
+            outputs = avalanche_forward(strategy.model.eval(), strategy.mb_x, None)
+        self.capture.take(outputs)
+        self._heads_share = True
+
+    def _stability(
+        self, strategy: Any, logits: Tensor, features: Tensor, labels: Tensor
+    ) -> list[tuple[str, float, Tensor]]:
         assert self.teacher is not None
         parts = []
+        past, teacher_logits = [c for classes in self.past for c in classes], None
         with self.capture.listening(self.teacher):
-            teacher_logits = self.teacher_forward(strategy)
+            if not self.multi_head:
+                teacher_logits = self.teacher_forward(strategy)
+            elif self.kd_weight > 0:
+                model, temperature = unwrapped(strategy.model), self.kd_temperature
+                kd = headwise_distillation(model, self.teacher, strategy.mb_x, by_head(past), temperature=temperature)
+            else:
+                with torch.no_grad():
+                    avalanche_forward(self.teacher, strategy.mb_x, None)
         teacher_features = self.capture.take(teacher_logits)
         if self.kd_weight > 0:
-            old = self.class_groups(teacher_logits, [self.seen_classes])
-            kd = taskwise_distillation(logits, teacher_logits, old, temperature=self.kd_temperature)
+            if teacher_logits is not None:
+                old = self.class_groups(teacher_logits, [past])
+                kd = taskwise_distillation(logits, teacher_logits, old, temperature=self.kd_temperature)
             parts.append(("distillation", self.kd_weight, kd / self.kd_temperature**2))
         if self.weight > 0:
             csd = contrastive_distillation(
                 features,
                 teacher_features,
-                strategy.mb_y,
+                labels,
                 temperature=self.temperature,
                 form=self.form,
                 normalize=self.normalize,

@@ -4,13 +4,19 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from avalanche.training.storage_policy import ClassBalancedBuffer, ExemplarsBuffer
+from avalanche.training.storage_policy import (
+    ClassBalancedBuffer,
+    ExemplarsBuffer,
+    ExperienceBalancedBuffer,
+    ParametricBuffer,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from avalanche_contrastive.losses import check_count
 from avalanche_contrastive.models import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.plugins.base import MethodPlugin
+from avalanche_contrastive.plugins.streams import is_piece
 
 __all__ = ["ReplayLoader", "ReplayMethodPlugin"]
 
@@ -52,6 +58,12 @@ class ReplayMethodPlugin(MethodPlugin):
                 f"{type(self).__name__}: the storage policy holds {stored} samples before the first experience. Is it "
                 "another plugin's too, or left from an earlier run? Give each plugin one of its own."
             )
+        if is_piece(strategy.experience) and 0 < self.mem_size <= len(self.ledger) and _by_update(self.storage_policy):
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.storage_policy).__name__} shares its {self.mem_size} slots between "
+                f"the experiences, and each piece of an online stream is one: piece {len(self.ledger) + 1} and all "
+                "after it would get none. Use ReservoirSamplingBuffer or ClassBalancedBuffer on online streams."
+            )
 
     def before_training_epoch(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
         """Add the replayed rows to whatever loader the other plugins have settled on by now."""
@@ -75,6 +87,12 @@ class ReplayMethodPlugin(MethodPlugin):
         # Avalanche's herding leaves the model in evaluation mode.
         with own_random_state(len(self.ledger)), preserved_modes(strategy.model):
             self.storage_policy.post_adapt(strategy, strategy.experience)
+
+
+def _by_update(storage_policy: ExemplarsBuffer) -> bool:
+    """Whether a buffer keeps a group for each update, however many there are."""
+    by_experience = isinstance(storage_policy, ParametricBuffer) and storage_policy.groupby == "experience"
+    return by_experience or isinstance(storage_policy, ExperienceBalancedBuffer)
 
 
 def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
+from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.losses import (
     check_choice,
     check_count,
@@ -15,6 +16,7 @@ from avalanche_contrastive.losses import (
     separated_softmax,
     taskwise_distillation,
 )
+from avalanche_contrastive.models import unwrapped
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
 
 __all__ = ["SSILPlugin"]
@@ -27,6 +29,9 @@ class SSILPlugin(ReplayMethodPlugin):
     over the current classes, that of a replayed one over the old classes, told apart by label; every past
     experience's classes are distilled under a softmax of their own, over the whole batch. Fixed and growing heads,
     class ids in any order. The authors use 128 current and 32 replayed rows.
+
+    In a model with a head per task each softmax runs over classes of one head, and every past task's classes are
+    distilled by its own head.
 
     Args:
         mem_size: exemplars in all.
@@ -68,6 +73,12 @@ class SSILPlugin(ReplayMethodPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Warn of an experience whose separated softmax has nothing to tell apart."""
         super().before_training_exp(strategy, **kwargs)
+        if self.multi_head and self.distillation == "global":
+            raise ValueError(
+                "SSILPlugin: distillation='global' is one softmax over all old classes, but this model has a head per "
+                f"task ({type(strategy.model).__name__}), and logits of different heads are not on one scale. Use "
+                "distillation='task' or 'none'."
+            )
         if self.separated and len(self._current) == 1:
             warnings.warn(
                 f"SSILPlugin: this experience has the single class {self._current[0]}; a softmax over one class has no "
@@ -78,16 +89,38 @@ class SSILPlugin(ReplayMethodPlugin):
     def objective(self, strategy: Any) -> Tensor:
         """Separated softmax, plus the distillation once there is a teacher."""
         logits = self.check_logits(strategy)
-        old = [c for c in self.seen_classes if c not in set(self._current)]
-        groups = [old, self._current] if self.separated else [old + self._current]
-        loss = separated_softmax(logits, strategy.mb_y, self.class_groups(logits, groups))
+        loss = self._cross_entropy(strategy, logits)
         self.terms = {"cross_entropy": loss.detach()}
         if self.teacher is None or self.distillation == "none" or self.weight == 0:
             return loss
-        teacher_logits = self.teacher_forward(strategy)
-        tasks = self.ledger if self.distillation == "task" else [self.seen_classes]
-        kept = taskwise_distillation(
-            logits, teacher_logits, self.class_groups(teacher_logits, tasks), temperature=self.temperature
-        )
+        kept = self._distillation(strategy, logits)
         self.terms["distillation"] = kept.detach()
         return loss + self.weight * kept
+
+    def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
+        old = [c for c in self.seen_classes if c not in set(self._current)]
+        if not self.multi_head:
+            return separated_softmax(logits, strategy.mb_y, self._groups(logits, old, self._current))
+        old_by_head, current = dict(by_head(old)), dict(by_head(self._current))
+        return headwise_cross_entropy(
+            logits,
+            strategy.mb_y,
+            strategy.mb_task_id,
+            lambda task: self._groups(logits, old_by_head.get(task, []), current.get(task, [])),
+        )
+
+    def _groups(self, logits: Tensor, old: list[int], current: list[int]) -> Tensor:
+        return self.class_groups(logits, [old, current] if self.separated else [old + current])
+
+    def _distillation(self, strategy: Any, logits: Tensor) -> Tensor:
+        assert self.teacher is not None
+        if self.multi_head:
+            heads = [head for classes in self.past for head in by_head(classes)]
+            return headwise_distillation(
+                unwrapped(strategy.model), self.teacher, strategy.mb_x, heads, temperature=self.temperature
+            )
+        teacher_logits = self.teacher_forward(strategy)
+        tasks = self.past if self.distillation == "task" else [[c for classes in self.past for c in classes]]
+        return taskwise_distillation(
+            logits, teacher_logits, self.class_groups(teacher_logits, tasks), temperature=self.temperature
+        )
