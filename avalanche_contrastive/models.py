@@ -199,8 +199,8 @@ def fit_linear(
     draws = torch.Generator().manual_seed(seed)
     balance = (1.0 / counts.float())[target].cpu()
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        weight = torch.zeros(len(classes), features.shape[1], device=features.device, requires_grad=True)
-        bias = torch.zeros(len(classes), device=features.device, requires_grad=True)
+        weight = features.new_zeros(len(classes), features.shape[1], requires_grad=True)
+        bias = features.new_zeros(len(classes), requires_grad=True)
         optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
         milestones = [int(share * epochs) for share in (0.6, 0.75, 0.9)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)

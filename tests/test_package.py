@@ -22,8 +22,9 @@ ALLOWED = {
     "models": {"losses"},
     "heads": {"losses", "models"},
     "metrics": {"losses", "models", "metrics"},
-    "plots": set(),
-    "plugins": {"losses", "models", "heads", "data", "plugins"},
+    "plugins": {"losses", "models", "heads", "data", "plugins", "distributed"},
+    "sharding": {"collectives", "models"},
+    "distributed": {"collectives", "launch", "losses", "models", "sharding"},
     "strategies": {"plugins"},
     "__init__": {"_version", "data", "models", "heads", "plugins", "strategies"},
 }

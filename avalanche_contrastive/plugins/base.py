@@ -9,6 +9,7 @@ from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
 from torch import Tensor, nn
 
+from avalanche_contrastive.distributed import check_parallel, rows_of
 from avalanche_contrastive.losses import check_choice
 from avalanche_contrastive.models import ContrastiveModel, frozen_copy, unwrapped
 from avalanche_contrastive.plugins.streams import (
@@ -49,6 +50,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
         super().__init__()
         check_choice(type(self).__name__, "teacher_mode", teacher_mode, ("eval", "train"))
+        self.supports_distributed = True  # beside DataParallel; Avalanche warns of plugins that do not say so
         self.teacher_mode = teacher_mode
         self.teacher: nn.Module | None = None
         self.ledger: list[list[Any]] = []
@@ -73,6 +75,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a second method beside this one: each is the whole objective."""
+        check_parallel(strategy, type(self).__name__)
         others = [p for p in strategy.plugins if isinstance(p, MethodPlugin) and p is not self]
         if others:
             raise ValueError(
@@ -137,10 +140,11 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     def teacher_forward(self, strategy: Any) -> Tensor:
         """The teacher's output for the current batch, (B, K_teacher), without gradients."""
         assert self.teacher is not None
-        task_ids = strategy.mb_task_id if hasattr(strategy.experience, "task_labels") else None
-        with torch.no_grad():
-            output: Tensor = avalanche_forward(self.teacher, strategy.mb_x, task_ids)
-        return output
+        rows = rows_of(strategy)
+        task_ids = rows.own(strategy.mb_task_id) if hasattr(strategy.experience, "task_labels") else None
+        with torch.no_grad(), rows.shared_statistics(self.teacher):
+            output: Tensor = avalanche_forward(self.teacher, rows.own(strategy.mb_x), task_ids)
+            return rows.whole(output)
 
     def row_labels(self, strategy: Any) -> Tensor:
         """What tells the classes of the batch's rows apart, (B,): class ids, or codes of pairs with the task label."""

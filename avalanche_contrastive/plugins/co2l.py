@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_contrastive.data import stack_views
+from avalanche_contrastive.distributed import rows_of
 from avalanche_contrastive.heads import TaskReadOuts
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
@@ -209,9 +210,10 @@ class Co2LPlugin(ReplayMethodPlugin):
         self.terms = {"contrast": loss.detach()}
         if self.teacher is None or self.weight == 0:
             return loss
-        with torch.no_grad():
-            views = strategy.mb_x if self._views is None else self._views
-            z_teacher = _contrastive(self.teacher).project(views)
+        rows = rows_of(strategy)
+        with torch.no_grad(), rows.shared_statistics(self.teacher):
+            views = rows.own(strategy.mb_x) if self._views is None else self._views
+            z_teacher = rows.whole(_contrastive(self.teacher).project(views))
         kept = relation_distillation(
             z, z_teacher, temperature=self.distill_temperature, teacher_temperature=self.teacher_temperature
         )

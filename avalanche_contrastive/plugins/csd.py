@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from avalanche.models import avalanche_forward
 from torch import Tensor
 
+from avalanche_contrastive.distributed import rows_of
 from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
@@ -91,7 +92,7 @@ class CSDPlugin(MethodPlugin):
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Take the features; put the objective in the criterion's place."""
-        self._features = self.capture.take(strategy.mb_output)
+        self._features = rows_of(strategy).whole(self.capture.take(strategy.mb_output))
         super().after_forward(strategy, **kwargs)
 
     def objective(self, strategy: Any) -> Tensor:
@@ -162,6 +163,8 @@ class CSDPlugin(MethodPlugin):
                 with torch.no_grad():
                     avalanche_forward(self.teacher, strategy.mb_x, None)
         teacher_features = self.capture.take(teacher_logits)
+        if not self.multi_head:  # a pass through all heads has seen the whole batch
+            teacher_features = rows_of(strategy).whole(teacher_features)
         if self.kd_weight > 0:
             if teacher_logits is not None:
                 old = self.class_groups(teacher_logits, [past])

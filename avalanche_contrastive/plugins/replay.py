@@ -1,6 +1,6 @@
 """Replay rows beside the current ones, from any Avalanche storage policy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -135,18 +135,27 @@ class ReplayLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        current, memory = self.parts()
+        replayed = iter(memory)
+        for batch in current:
+            yield self.joined([batch, next(replayed)])
+
+    def parts(self) -> tuple[Any, DataLoader[Any]]:
+        """The loaders of the current and of the replayed rows; the second never ends. `joined` joins their batches."""
         draws = torch.Generator().manual_seed(self.seed)
-        replayed = iter(
-            DataLoader(
-                self.memory,
-                batch_size=self.rows,
-                sampler=_Endless(len(self.memory), draws),
-                generator=draws,
-                num_workers=self.num_workers,
-            )
+        replayed = DataLoader(
+            self.memory,
+            batch_size=self.rows,
+            sampler=_Endless(len(self.memory), draws),
+            generator=draws,
+            num_workers=self.num_workers,
         )
-        for batch in self.loader:
-            yield _joined(batch, next(replayed))
+        return self.loader, replayed
+
+    @staticmethod
+    def joined(batches: Sequence[Any]) -> list[Tensor]:
+        """A batch of each of the ``parts`` as one."""
+        return _joined(*batches)
 
     def __getattr__(self, name: str) -> Any:
         # Whatever else another plugin asks of a loader is the wrapped one's.

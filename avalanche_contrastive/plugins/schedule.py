@@ -65,6 +65,7 @@ class ExperienceSchedule(SupervisedPlugin[Any]):
         check_flag(NAME, by_experience=by_experience, reset_optimizer=reset_optimizer)
         if floor > 1:
             raise ValueError(f"{NAME}: floor is a share of the base rate in [0, 1], got {floor!r}. Is it a rate?")
+        self.supports_distributed = True
         self.shape = shape
         self.epochs = _pair(epochs)
         self.warmup_epochs, self.warmup_from, self.floor = warmup_epochs, warmup_from, floor

@@ -1,0 +1,326 @@
+"""Training in several processes: one plugin that makes any Avalanche strategy data-parallel.
+
+Start the script with ``torchrun --nproc-per-node N`` and give the strategy the plugin `DataParallel`. Torch's
+``DistributedDataParallel`` is not used, nor Avalanche's ``DistributedHelper``: the wrapper renames the parameters, by
+which EWC then finds none of its penalties, hides the model's attributes from plugins, stops at a head that a penalty
+reaches but the batch does not, and knows no head that has grown; the helper shards the loaders of some streams only,
+always in the same order, and the evaluation as well. Here the model is never wrapped.
+"""
+
+import os
+import socket
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
+from avalanche.training.templates.update_type.sgd_update import SGDUpdate
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from avalanche_contrastive.collectives import Rows, average_gradients, broadcast, digest, processes, rank
+from avalanche_contrastive.launch import launched
+from avalanche_contrastive.losses import check_positive
+from avalanche_contrastive.models import unwrapped
+from avalanche_contrastive.sharding import OwnRandom, ShardedLoader, unsharded
+
+__all__ = ["DataParallel", "is_main_process", "join_processes", "local_device", "processes", "rows_of"]
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and shows progress; true without torchrun."""
+    return rank() == 0 if processes() > 1 else launched() == 1 or os.environ["RANK"] == "0"
+
+
+def local_device() -> torch.device:
+    """The device of this process: a GPU of its own where torch finds any, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if launched() > 1 else torch.cuda.current_device())
+
+
+def join_processes(device: torch.device | str = "cpu", *, timeout: float = 600.0) -> None:
+    """Meet the other processes that torchrun has started; nothing happens in one process, or the second time.
+
+    `DataParallel` does it by itself. Avalanche refuses to make loggers in any process but the first from here on.
+
+    Args:
+        device: that this process trains on. Messages go by gloo, between GPUs by NCCL.
+        timeout: seconds that a process waits for the others before it fails.
+
+    Raises:
+        ValueError: a GPU that is not this process's own.
+    """
+    device = torch.device(device)
+    if launched() == 1 or processes() > 1:
+        return
+    if device.type == "cuda":
+        if device.index is None:
+            raise ValueError(
+                "several processes on GPUs need one each, but the device is 'cuda'. Pass device=local_device() "
+                "(avalanche_contrastive.distributed) to the strategy."
+            )
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    if device.type == "cuda":
+        places = _all((socket.gethostname(), device.index))
+        if len(set(places)) < len(places):
+            raise ValueError(f"several processes share a GPU: {places} (host, index). Pass device=local_device().")
+
+
+def rows_of(strategy: Any) -> Rows:
+    """How the rows of the strategy's current batch lie on the processes, for what a plugin computes of its own rows."""
+    for plugin in strategy.plugins:
+        if isinstance(plugin, DataParallel) and plugin.rows is not None:
+            return plugin.rows
+    return Rows()
+
+
+def check_parallel(strategy: Any, name: str) -> None:
+    """Refuse processes that are joined while nothing brings their batches together.
+
+    Raises:
+        ValueError: several processes, and a strategy without `DataParallel`.
+    """
+    if processes() > 1 and not any(isinstance(plugin, DataParallel) for plugin in strategy.plugins):
+        raise ValueError(
+            f"{name}: {processes()} processes are joined (torch.distributed), but the strategy has no DataParallel "
+            "plugin: each would train a model of its own, and Avalanche would give each a part of some loaders. Add "
+            "avalanche_contrastive.distributed.DataParallel() to its plugins."
+        )
+
+
+class DataParallel(SupervisedPlugin[Any]):
+    """Trains the strategy in all processes that torchrun has started, as one process would; alone it does nothing.
+
+    Every process builds the same strategy on the same stream. The weights of process 0 are taken, its random state,
+    too. ``train_mb_size`` is the size of the *whole* batch: each process loads and runs its share of the rows, outputs
+    and batch are put together, and from then on (the criterion or objective, penalties, metrics) all processes see the
+    whole batch. Batch-norm layers normalise by the whole batch. What a run gives is what it gives in one process, up
+    to the rounding of sums and to the draws of augmentation and dropout, which differ by process.
+
+    - Shuffles, buffers and read-outs draw from the shared random state; what makes a row (the training transform,
+      plugins before the forward pass, dropout) from the process's own, which follows from seed, experience and epoch.
+    - Evaluation is done by every process, on everything. Loggers of processes but the first are taken out.
+    - After each experience weights, random states and stored exemplars of all processes are compared.
+    - Strategies that compute their training step themselves (DER, ER-ACE, GEM's kin with a forward pass of their own
+      before that of the batch, ...) are refused, and plugins that add rows to a batch.
+
+    Attributes:
+        rows: of the current batch, by process; None between batches. See `rows_of`.
+
+    Args:
+        timeout: seconds that a process waits for the others before it fails: longer than anything that one of them
+            may do alone.
+    """
+
+    def __init__(self, *, timeout: float = 600.0) -> None:
+        super().__init__()
+        check_positive("DataParallel", timeout=timeout)
+        self.supports_distributed = True  # Avalanche warns of plugins that do not say so
+        self.timeout = timeout
+        self.rows: Rows | None = None
+        self._last = _Last(self)
+        self._random = OwnRandom()
+        self._loader: ShardedLoader | None = None
+        self._forward = ExitStack()
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Meet the other processes; take the first and the last place among the plugins."""
+        join_processes(strategy.device, timeout=self.timeout)
+        self._abandon()
+        if processes() == 1:
+            return
+        _check_strategy(strategy)
+        # Those before this one have been called, those after it will be: moving it skips and repeats none.
+        strategy.plugins.remove(self)
+        strategy.plugins.insert(0, self)
+        if self._last not in strategy.plugins:
+            strategy.plugins.insert(strategy.plugins.index(strategy.evaluator), self._last)
+        if rank() > 0:
+            strategy.evaluator.loggers = []
+        state = [RNGManager.__getstate__()]
+        dist.broadcast_object_list(state, 0)
+        RNGManager.__setstate__(state[0])
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Check that all processes train the same; take the model of process 0, with heads that have grown."""
+        if processes() == 1:
+            return
+        _check_same("train differently", _setting(strategy))
+        broadcast([*strategy.model.parameters(), *strategy.model.buffers()])
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """From here to the end of the forward pass random numbers are this process's own."""
+        self.rows = None
+        self._forward.close()
+        if processes() > 1:
+            self._forward.enter_context(self._random.own())
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the batch and the model's output together: the first to be called, so all others see the whole."""
+        self._forward.close()
+        if self.rows is None or self._loader is None:
+            return
+        rows, mbatch = self.rows, strategy.mbatch
+        mark = torch.full((rows.length,), self._loader.mark, device=mbatch[0].device)
+        mark, *strategy.mbatch = rows.whole_batch([mark, *mbatch])
+        if bool((mark != self._loader.mark).any()):
+            raise RuntimeError(
+                "DataParallel: the processes are at different batches. Does something draw random numbers in one "
+                "process and not in the others, or as many batches not come from every process's loader?"
+            )
+        strategy.mb_output = _mapped(strategy.mb_output, rows.whole)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Average the gradients: the first to be called, so that plugins edit those of the whole batch."""
+        if self.rows is None:
+            return
+        groups = strategy.optimizer.param_groups
+        everything = [*strategy.model.parameters(), *(p for group in groups for p in group["params"])]
+        average_gradients(p for p in dict.fromkeys(everything) if p.requires_grad)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Give the loader back as it was."""
+        self.rows = None
+        if isinstance(strategy.dataloader, ShardedLoader):
+            strategy.dataloader = strategy.dataloader.loader
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluation has nothing to do with a batch, whether finished or not."""
+        self._abandon()
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Let every process evaluate everything, where Avalanche would give each a part of it."""
+        unsharded(strategy.dataloader)
+
+    def _abandon(self) -> None:
+        self._forward.close()
+        self.rows = None
+
+    def _shard(self, strategy: Any) -> None:
+        counters = (strategy.clock.train_exp_counter, strategy.clock.train_exp_epochs, rank())
+        self._random.restart(*counters)
+        if self._loader is None or self._loader.loader is not strategy.dataloader:
+            self._loader = ShardedLoader(strategy.dataloader, rank(), processes(), self._random)
+        strategy.dataloader = self._loader
+
+    def _begin(self, strategy: Any) -> None:
+        assert self._loader is not None
+        rows = Rows(self._loader.sizes, rank())
+        if len(strategy.mbatch[1]) != rows.length:
+            raise ValueError(
+                f"DataParallel: the loader gave this process {rows.length} rows, but the batch has "
+                f"{len(strategy.mbatch[1])}. A plugin that adds rows to the batch (generative replay, SCR) would add "
+                "them once in each process; train it in one."
+            )
+        self.rows = rows
+        self._forward.enter_context(rows.shared_statistics(unwrapped(strategy.model)))
+
+
+class _Last(SupervisedPlugin[Any]):
+    """The part of `DataParallel` that must come after all other plugins."""
+
+    def __init__(self, parallel: DataParallel) -> None:
+        super().__init__()
+        self.supports_distributed = True
+        self.parallel = parallel
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Shard whatever loader the plugins have settled on by now."""
+        if processes() > 1:
+            self.parallel._shard(strategy)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """The batch is as the model will see it."""
+        if processes() > 1:
+            self.parallel._begin(strategy)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """See that all processes have come to the same end; statistics may differ by rounding: take process 0's."""
+        if processes() == 1:
+            return
+        _check_same("have come apart", _outcome(strategy))
+        broadcast(strategy.model.buffers())
+        self.parallel._loader = None
+
+
+def _check_strategy(strategy: Any) -> None:
+    name, model = type(strategy).__name__, strategy.model
+    if getattr(type(strategy), "training_epoch", None) is not SGDUpdate.training_epoch:
+        raise ValueError(
+            f"DataParallel: {name} has a training loop of its own, in which the rows of the processes cannot be put "
+            "together. Train it in one process."
+        )
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        raise ValueError("DataParallel: give the strategy the plain model, not one wrapped for data-parallel training.")
+    if unwrapped(model) is not model and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise ValueError(
+            "DataParallel: a compiled model with batch norm cannot normalise by the whole batch. Leave torch.compile "
+            "out, or use another normalisation."
+        )
+
+
+def _setting(strategy: Any) -> dict[str, Any]:
+    """What must be the same in all processes before an experience, by name."""
+    data = strategy.adapted_dataset
+    return {
+        "train_mb_size": strategy.train_mb_size,
+        "train_epochs": strategy.train_epochs,
+        "number of experiences so far": strategy.clock.train_exp_counter,
+        "training data (labels in order)": (len(data), zlib.crc32(str(list(getattr(data, "targets", ()))).encode())),
+        "model": [(name, tuple(x.shape), str(x.dtype)) for name, x in strategy.model.state_dict().items()],
+    }
+
+
+def _outcome(strategy: Any) -> dict[str, Any]:
+    """What must be the same in all processes after an experience, by name."""
+    buffers = [getattr(owner, "storage_policy", None) for owner in (strategy, *strategy.plugins)]
+    return {
+        "weights": digest(strategy.model.parameters()),
+        "random state (torch)": digest([torch.get_rng_state()]),
+        "stored exemplars": [_exemplars(policy.buffer) for policy in buffers if policy is not None],
+    }
+
+
+def _exemplars(buffer: Any) -> int:
+    """A number that follows from which samples of the stream a buffer holds, in their order."""
+    # Avalanche has no public name for the indices; to read the images would take long.
+    return zlib.crc32(str(list(buffer._flat_data._get_lazy_indices())).encode()) if len(buffer) else 0
+
+
+def _check_same(trouble: str, mine: Mapping[str, Any]) -> None:
+    """Compare with all processes; every one of them fails where any differs."""
+    everyone = _all(mine)
+    differing = [name for name in mine if any(other[name] != everyone[0][name] for other in everyone)]
+    if differing:
+        raise RuntimeError(
+            f"DataParallel: the processes {trouble}: {', '.join(differing)} differ. Each process must build the same "
+            "strategy on the same stream from the same seed, and whatever draws random numbers between batches must "
+            "do so in each."
+        )
+
+
+def _all(mine: Any) -> list[Any]:
+    """What each process has, by rank."""
+    everyone: list[Any] = [None] * processes()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A model's output with each tensor of it replaced."""
+    if isinstance(output, Tensor):
+        return function(output)
+    if isinstance(output, dict):
+        return {key: _mapped(value, function) for key, value in output.items()}
+    if isinstance(output, (list, tuple)):
+        return type(output)(_mapped(value, function) for value in output)
+    raise ValueError(f"DataParallel: the model must give tensors, or lists or dictionaries of them, got {output!r}.")
