@@ -30,7 +30,7 @@ from avalanche_contrastive.losses import check_positive
 from avalanche_contrastive.models import unwrapped
 from avalanche_contrastive.sharding import OwnRandom, ShardedLoader, unsharded
 
-__all__ = ["DataParallel", "is_main_process", "join_processes", "local_device", "processes", "rows_of"]
+__all__ = ["DataParallel", "is_main_process", "join_processes", "local_device", "processes", "rank", "rows_of"]
 
 
 def is_main_process() -> bool:
@@ -110,8 +110,9 @@ class DataParallel(SupervisedPlugin[Any]):
       plugins before the forward pass, dropout) from the process's own, which follows from seed, experience and epoch.
     - Evaluation is done by every process, on everything. Loggers of processes but the first are taken out.
     - After each experience weights, random states and stored exemplars of all processes are compared.
-    - Strategies that compute their training step themselves (DER, ER-ACE, GEM's kin with a forward pass of their own
-      before that of the batch, ...) are refused, and plugins that add rows to a batch.
+    - Refused: strategies with a training loop of their own (DER, ER-ACE, ...), plugins that add rows to a batch
+      (generative replay) or take gradients themselves before the strategy does (MIR). Plugins with a loader of their
+      own (A-GEM, BiC) get another part of it in each process by Avalanche's doing, and end in an error.
 
     Attributes:
         rows: of the current batch, by process; None between batches. See `rows_of`.
@@ -131,6 +132,7 @@ class DataParallel(SupervisedPlugin[Any]):
         self._random = OwnRandom()
         self._loader: ShardedLoader | None = None
         self._forward = ExitStack()
+        self._backward_is_due = False
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Meet the other processes; take the first and the last place among the plugins."""
@@ -178,6 +180,20 @@ class DataParallel(SupervisedPlugin[Any]):
                 "process and not in the others, or as many batches not come from every process's loader?"
             )
         strategy.mb_output = _mapped(strategy.mb_output, rows.whole)
+        self._backward_is_due = False
+        _mapped(strategy.mb_output, self._watched)
+
+    def _watched(self, output: Tensor) -> Tensor:
+        if output.requires_grad:
+            output.register_hook(self._refuse_early)
+        return output
+
+    def _refuse_early(self, gradient: Tensor) -> None:
+        if not self._backward_is_due:
+            raise RuntimeError(
+                "DataParallel: a plugin takes gradients of the loss itself, before the strategy does (MIR's trial "
+                "step). In several processes they would be those of this process's rows. Train it in one process."
+            )
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Average the gradients: the first to be called, so that plugins edit those of the whole batch."""
@@ -242,6 +258,10 @@ class _Last(SupervisedPlugin[Any]):
         """The batch is as the model will see it."""
         if processes() > 1:
             self.parallel._begin(strategy)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """The loss is complete."""
+        self.parallel._backward_is_due = True
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """See that all processes have come to the same end; statistics may differ by rounding: take process 0's."""

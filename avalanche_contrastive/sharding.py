@@ -126,6 +126,7 @@ class _Part:
         self.loader, self.rank, self.processes, self.random = loader, rank, processes, random
         self._source: DataLoader[Any] | None = None
         self._sharded: DataLoader[Any] | None = None
+        self._seeds = torch.Generator()  # of the workers
         self._batches: deque[tuple[tuple[int, ...], int]] = deque()
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[int, ...], int]]:
@@ -134,14 +135,13 @@ class _Part:
 
     def _loaded(self, source: DataLoader[Any]) -> Iterator[tuple[Any, tuple[int, ...], int]]:
         """Own rows only are loaded."""
-        # Seeds the workers, from the shared numbers in one process: drawn here, too, so that all later draws agree.
-        torch.empty((), dtype=torch.int64).random_(generator=source.generator)
-        if self._sharded is None or self._source is not source:  # one that is kept keeps its workers
+        if self._sharded is None or self._source is not source or not source.persistent_workers:
+            # The seed of the workers, which one process would draw here: all later draws shall be the same.
+            torch.empty((), dtype=torch.int64).random_(generator=source.generator)
             self._source, self._sharded = source, self._shard(source)
-        assert self._sharded.generator is not None
         self._batches.clear()
         with self.random.own():
-            self._sharded.generator.manual_seed(int(torch.randint(2**31, ())))
+            self._seeds.manual_seed(int(torch.randint(2**31, ())))
         batches = iter(self._sharded)
         while True:
             with self.random.own():
@@ -155,7 +155,7 @@ class _Part:
         return DataLoader(
             source.dataset,
             batch_sampler=sampler,
-            generator=torch.Generator(),
+            generator=self._seeds,
             num_workers=source.num_workers,
             collate_fn=source.collate_fn,
             pin_memory=source.pin_memory,

@@ -17,6 +17,9 @@ from benchmarks.method import Method as Method
 
 _SCR_OPTIONS: Mapping[str, Option] = {"temperature": 0.1, "batch_size_mem": 32, "projection_size": 64}
 _SCR_GRID = {**CONTRASTIVE, "options.temperature": (0.1, 0.2, 0.5), "options.batch_size_mem": (16, 32, 64)}
+_OWN_LOOP = "its training loop is its own, and the rows of the processes cannot be put together in it"
+_OWN_ROWS = "it works on the batch before the forward pass, where each process has but its own rows"
+_OWN_LOADER = "Avalanche gives each process another part of its memory"
 _OLD_CLASSES = "it tells old classes from new ones, and there all classes come in every experience"
 
 _OURS: Mapping[str, Method] = {
@@ -115,6 +118,7 @@ _REPLAY: Mapping[str, Method] = {
         "ER_ACE",
         options={"batch_size_mem": 32},
         grid=REPLAYED,
+        alone=_OWN_LOOP,
     ),
     "er_aml": Method(
         "benchmarks.baselines:er_aml",
@@ -122,6 +126,7 @@ _REPLAY: Mapping[str, Method] = {
         "ER_AML",
         options={"temp": 0.1, "base_temp": 0.07, "same_task_neg": True, "batch_size_mem": 32},
         grid={**REPLAYED, "options.temp": (0.1, 0.2, 0.5)},
+        alone=_OWN_LOOP,
     ),
     "der": Method(
         "benchmarks.baselines:der",
@@ -129,6 +134,7 @@ _REPLAY: Mapping[str, Method] = {
         "DER",
         options={"alpha": 0.1, "batch_size_mem": 32},
         grid={**COMMON, "lr": (0.003, 0.01, 0.03), "options.alpha": (0.1, 0.3, 1.0)},
+        alone=_OWN_LOOP,
     ),
     "derpp": Method(
         "benchmarks.baselines:derpp",
@@ -136,6 +142,7 @@ _REPLAY: Mapping[str, Method] = {
         "DER",
         options={"alpha": 0.1, "beta": 0.5, "batch_size_mem": 32},
         grid={**COMMON, "lr": (0.003, 0.01, 0.03), "options.alpha": (0.1, 0.3, 1.0), "options.beta": (0.5, 1.0)},
+        alone=_OWN_LOOP,
     ),
     "mir": Method(
         "benchmarks.baselines:mir",
@@ -143,6 +150,7 @@ _REPLAY: Mapping[str, Method] = {
         "MIR",
         options={"subsample": 200, "batch_size_mem": 32},
         grid=REPLAYED,
+        alone="its trial step takes the gradient of each process's own rows",
     ),
     "gdumb": Method(
         "benchmarks.baselines:gdumb",
@@ -158,6 +166,7 @@ _REPLAY: Mapping[str, Method] = {
         "GSS_greedy",
         options={"mem_strength": 10, "batch_size_mem": 32},
         grid=REPLAYED,
+        alone=_OWN_ROWS,
     ),
     "rar": Method(
         "benchmarks.baselines:rar",
@@ -179,6 +188,7 @@ _REPLAY: Mapping[str, Method] = {
             "options.beta": (0.03, 0.1, 0.3),
             "options.gamma": (0.3, 1.0),
         },
+        alone=_OWN_LOOP,
     ),
     "la_maml": Method(
         "benchmarks.baselines:la_maml",
@@ -198,6 +208,7 @@ _REPLAY: Mapping[str, Method] = {
             "options.lr_alpha": (0.1, 0.25),
             "options.batch_size_mem": (10, 32),
         },
+        alone=_OWN_LOOP,
     ),
     "feature_replay": Method(
         "benchmarks.baselines:feature_replay",
@@ -205,6 +216,7 @@ _REPLAY: Mapping[str, Method] = {
         "FeatureReplay",
         options={"batch_size_mem": 32},
         grid=REPLAYED,
+        alone=_OWN_ROWS,
     ),
     "generative_replay": Method(
         "benchmarks.baselines:generative_replay",
@@ -213,6 +225,7 @@ _REPLAY: Mapping[str, Method] = {
         options={"latent": 16, "generator_lr": 1e-3, "generator_epochs": 0},
         grid={**COMMON, "options.generator_lr": (1e-3, 3e-3, 1e-2), "options.generator_epochs": (0, 60)},
         has_memory=False,
+        alone=_OWN_ROWS,
     ),
 }
 
@@ -224,6 +237,7 @@ _PROTOTYPES: Mapping[str, Method] = {
         grid={**COMMON, "lr": (0.03, 0.1, 0.3, 1.0)},
         scenarios=("class", "task"),
         why_not=_OLD_CLASSES,
+        alone=_OWN_ROWS,
     ),
     "bic": Method(
         "benchmarks.baselines:bic",
@@ -233,6 +247,7 @@ _PROTOTYPES: Mapping[str, Method] = {
         grid={**COMMON, "options.val_percentage": (0.1, 0.2), "options.stage_2_lr": (0.01, 0.03, 0.1)},
         scenarios=("class", "task"),
         why_not=_OLD_CLASSES,
+        alone=_OWN_LOADER,
     ),
     "scr": Method(
         "benchmarks.baselines:scr",
@@ -241,6 +256,7 @@ _PROTOTYPES: Mapping[str, Method] = {
         options=_SCR_OPTIONS,
         grid=_SCR_GRID,
         own_augmentation=True,
+        alone=_OWN_ROWS,
     ),
     "scr_repaired": Method(
         "benchmarks.baselines:scr_repaired",
@@ -249,6 +265,7 @@ _PROTOTYPES: Mapping[str, Method] = {
         options=_SCR_OPTIONS,
         grid=_SCR_GRID,
         own_augmentation=True,
+        alone=_OWN_ROWS,
     ),
     "cope": Method(
         "benchmarks.baselines:cope",
@@ -268,6 +285,7 @@ _PROTOTYPES: Mapping[str, Method] = {
             "options.streaming_update_sigma": (False, True),
         },
         has_memory=False,
+        alone=_OWN_LOOP,
     ),
     "cwr": Method(
         "benchmarks.baselines:cwr",
@@ -293,6 +311,7 @@ _PENALTIES: Mapping[str, Method] = {
         options={"alpha": 1.0},
         grid={**COMMON, "options.alpha": (1.0, 3.0, 10.0)},
         has_memory=False,
+        alone=_OWN_ROWS,
     ),
     "lfl": Method(
         "benchmarks.penalties:lfl",
@@ -342,6 +361,7 @@ _PENALTIES: Mapping[str, Method] = {
         "AGEM",
         options={"sample_size": 64},
         grid={**COMMON, "options.sample_size": (32, 64, 128)},
+        alone=_OWN_LOADER,
     ),
     "gem": Method(
         "benchmarks.penalties:gem",

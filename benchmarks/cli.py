@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, tables
+from benchmarks import distributed, results, tables
 from benchmarks.catalog import UNAVAILABLE
 from benchmarks.configs import DEFAULT_SUITE, Row, find_row, load_row, load_rows, nearest, suites, toml, updated
 from benchmarks.files import check_writable, write_text
@@ -31,7 +31,8 @@ examples:
   python -m benchmarks run --suite split_mnist --root ~/data   MNIST from (or downloaded to) ~/data
   python -m benchmarks run --data photos.npz                   your own images: .npz or a folder per class
   python -m benchmarks run mine.toml naive                     your own method beside a built-in one
-  python -m benchmarks run --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array"""
+  python -m benchmarks run --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array
+  torchrun --nproc-per-node 2 -m benchmarks run co2l           every run trained by two processes together"""
 TUNE_TEXT = """\
 Scores the same number of candidates for every row on validation images (the test images are not even loaded into the
 stream), with seeds other than those of the results. Candidates go to benchmarks/tuning/SUITE/ROW.json as they are
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when all went well, 1 when something failed, 2 for a wrong command line."""
     parsed = _parser().parse_args(arguments)
     try:
-        return int(parsed.command(parsed))
+        if distributed.launched() == 1:
+            return int(parsed.command(parsed))
+        distributed.check(parsed, run)
+        return distributed.run(parsed, run)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -113,7 +117,7 @@ def _add_run(commands: Any) -> None:
         "--trials", action="store_true", help="add the trials, which are evaluated on validation images"
     )
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
-    command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
+    command.add_argument("--jobs", type=_positive, help="processes, a run in each (default: 2; under torchrun 1)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
     _add_data(command)
     command.add_argument(
@@ -311,7 +315,8 @@ def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path) -> list[tupl
     """The runs, here or on the cluster; what went wrong."""
     progress = Progress(len(jobs))
     if parsed.on == "local":
-        return run_jobs(jobs, parsed.jobs, partial(_save, out, results.git_commit()), progress=progress)
+        at_once = parsed.jobs or (2 if distributed.launched() == 1 else 1)
+        return run_jobs(jobs, at_once, partial(_save, out, results.git_commit()), progress=progress)
     from benchmarks.cluster import SlurmOptions, submit_jobs  # submitit is an extra
 
     options = SlurmOptions(

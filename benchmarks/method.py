@@ -40,6 +40,7 @@ class Method:
         select_by: the validation figure by which `tune` chooses, a key of SCORES.
         scenarios: the kinds of streams that it runs on.
         why_not: why it does not run on the others, to follow "does not run on ...-incremental streams: ".
+        alone: why it cannot be trained by several processes together; "" where it can.
     """
 
     build: str
@@ -53,3 +54,4 @@ class Method:
     select_by: str = "accuracy"
     scenarios: tuple[str, ...] = SCENARIOS
     why_not: str = ""
+    alone: str = ""

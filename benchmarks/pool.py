@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benchmarks import distributed
 from benchmarks.configs import Config
 from benchmarks.progress import Key
 from benchmarks.progress import Progress as Progress
@@ -242,6 +243,8 @@ def _one_thread() -> Iterator[None]:
 
 def execute_job(job: Job, report: Callable[[float, str], None]) -> dict[str, Any]:
     """The run of a job in this process."""
+    if distributed.launched() > 1:
+        distributed.announce(job)
     from benchmarks.runs import execute  # torch and Avalanche take seconds
 
     return execute(job.config, job.seed, validation=job.validation, device=job.device, root=job.root, report=report)
@@ -253,5 +256,13 @@ def _attempt(job: Job) -> Outcome:
         return execute_job(job, lambda share, what: _tell(job.id, share, what))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a builder that calls sys.exit(), too: one bad run stops no other
+    except BaseException as error:  # a builder that calls sys.exit(), too: one bad run stops no other
+        if distributed.launched() > 1:
+            raise distributed.end_all(job.label) from error
         return traceback.format_exc()
+
+
+def train_along(job: Job) -> None:
+    """Do a run that another process leads, without a word."""
+    with _quiet():
+        _attempt(job)

@@ -15,6 +15,8 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_contrastive import ExperienceSchedule
 from avalanche_contrastive._version import __version__
+from avalanche_contrastive.distributed import DataParallel, local_device, processes
+from avalanche_contrastive.launch import launched
 from avalanche_contrastive.metrics import retrieval_metrics
 from benchmarks.augment import make_augmentation
 from benchmarks.catalog import method_of
@@ -82,6 +84,7 @@ def execute(
         **cost,
         "seconds_total": round(time.perf_counter() - began, 3),
         "device": describe_device(place),
+        **({"processes": processes(), "backend": torch.distributed.get_backend()} if processes() > 1 else {}),
         "versions": versions(),
     }
 
@@ -121,6 +124,8 @@ def check(config: Config) -> None:
     method = method_of(config.method)
     if config.scenario not in method.scenarios:
         raise ValueError(f"{config.method} does not run on {config.scenario}-incremental streams: {method.why_not}")
+    if launched() > 1 and method.alone:
+        raise ValueError(f"{config.method} cannot be trained by several processes together: {method.alone}")
     for key in ("epochs", "batch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
@@ -140,13 +145,15 @@ def check(config: Config) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto" for what is there.
+    """ "cpu", "cuda", or "auto" for what is there; under torchrun a GPU for each process.
 
     Raises:
         ValueError: there is no such device.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here. Is the driver there, and torch built for it?")
+    if launched() > 1 and name != "cpu":
+        return local_device()
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -217,6 +224,8 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
         plugins.append(BatchAugment(augmentation))
+    if processes() > 1:
+        plugins.append(DataParallel())
     if report is not None:
         plugins.append(ReportProgress(report, len(_steps(config, stream.benchmark))))
     same_classes = config.scenario == "domain"
@@ -244,6 +253,8 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     module, _, function = method.build.partition(":")
     built = getattr(importlib.import_module(module), function)(setting, **config.options)
     built = built if isinstance(built, Built) else Built(built, "the model's own output")
+    if processes() > 1:
+        built.strategy._distributed_check = True  # Avalanche's, which warns of plugins that DataParallel serves
     if not (hasattr(built.strategy, "train") and hasattr(built.strategy, "eval")):
         raise ValueError(f"{config.method} must return an Avalanche strategy, got {type(built.strategy).__name__}")
     if getattr(built.strategy, "evaluator", None) is not evaluator:

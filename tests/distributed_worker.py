@@ -1,0 +1,389 @@
+"""What test_distributed has two processes do: ``torchrun distributed_worker.py FOLDER`` writes what each has found."""
+
+import io
+import re
+import sys
+import traceback
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import torch
+from avalanche.benchmarks import nc_benchmark, ni_benchmark
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.training import ER_ACE, Cumulative, Naive
+from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import (
+    EvaluationPlugin,
+    EWCPlugin,
+    LwFPlugin,
+    MIRPlugin,
+    ReplayPlugin,
+    SupervisedPlugin,
+    SynapticIntelligencePlugin,
+)
+from avalanche.training.storage_policy import ReservoirSamplingBuffer
+from conftest import ORDER, Images, digits, make_benchmark, make_encoder
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, TwoViews
+from avalanche_contrastive.collectives import Rows, average_gradients, digest, processes, rank, split
+from avalanche_contrastive.distributed import DataParallel, is_main_process
+
+METHODS = ("co2l", "ssil", "csd", "naive", "replay", "ewc", "lwf", "si")
+
+
+# ---- pieces
+
+
+class Cast(nn.Module):
+    """Digits come in float32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+class Net(nn.Module):
+    """Batch norm and a head that grows."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.encoder = nn.Sequential(Cast(dtype), make_encoder(8))
+        self.head = IncrementalClassifier(8)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+class Heads(MultiTaskModule):
+    """A head per task."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = make_encoder(8)
+        self.head = MultiHeadClassifier(8)
+
+    def forward(self, x, task_labels):
+        return self.head(self.encoder(x), task_labels)
+
+
+class Record(SupervisedPlugin):
+    """The batches of training by epoch, as plugins see them: the label and a number of each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self.epochs.append([])
+
+    def after_training_iteration(self, strategy, **kwargs):
+        weights = torch.arange(1.0, strategy.mb_x[0].numel() + 1)
+        images = [round(float(row.flatten() @ weights), 2) for row in strategy.mb_x]
+        self.epochs[-1].append(list(zip(strategy.mb_y.tolist(), images, strict=True)))
+
+
+class At(SupervisedPlugin):
+    """Do something at a hook."""
+
+    def __init__(self, hook, action):
+        super().__init__()
+        setattr(self, hook, lambda strategy, **kwargs: action(strategy))
+
+
+class Batches:
+    """A loader that nothing is known of."""
+
+    def __init__(self, loader):
+        self.batches = loader
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        yield from self.batches
+
+
+def stream(flavour="A", **options):
+    """A few images of two classes per experience; "domains" and "tasks" beside the flavours of make_benchmark."""
+    if flavour in ("A", "B", "C"):
+        return make_benchmark(flavour, per_class=4, **options)
+    train, test = (Images(*part) for part in digits(8 if flavour == "domains" else 4))
+    if flavour == "domains":
+        return ni_benchmark(train, test, n_experiences=8, task_labels=True, seed=0)
+    return nc_benchmark(train, test, n_experiences=5, task_labels=True, fixed_class_order=ORDER)
+
+
+def build(kind, *, parallel, dtype, plugins=(), model=None, batch=7, evaluator=None, **options):
+    """A small strategy; a batch of 7 of 8 images cannot be halved, and leaves one of which a process has none."""
+    if model is not None:
+        model = model()
+    else:
+        encoder = nn.Sequential(Cast(dtype), make_encoder(8))
+        model = (ContrastiveModel(encoder, 8, 8) if kind == "co2l" else Net(dtype)).to(dtype)
+    penalties = {
+        "replay": lambda: [ReplayPlugin(10, batch_size=batch, batch_size_mem=3)],
+        "ewc": lambda: [EWCPlugin(10.0)],
+        "lwf": lambda: [LwFPlugin(1.0)],
+        "si": lambda: [SynapticIntelligencePlugin(1.0)],
+    }
+    common = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        "train_mb_size": batch,
+        "eval_mb_size": 64,
+        "criterion": nn.CrossEntropyLoss(),
+        "evaluator": evaluator or EvaluationPlugin(loggers=[]),
+        "plugins": [*penalties.get(kind, list)(), *plugins, *([DataParallel()] if parallel else [])],
+    }
+    if kind == "co2l":
+        own = {"augmentation": partial(torch.flip, dims=[-1]), "mem_size": 10}
+        return Co2L(**common, **{**own, "readout_epochs": 5, **options})
+    if kind == "ssil":
+        return SSIL(**common, **{"mem_size": 10, "batch_size_mem": 3, **options})
+    if kind == "csd":
+        return CSD(**common, **options)
+    return {"cumulative": Cumulative, "er_ace": ER_ACE}.get(kind, Naive)(**common, **options)
+
+
+def train(kind, *, parallel, dtype=torch.float32, **options):
+    """Train on two experiences and evaluate on all."""
+    torch.set_default_dtype(dtype)  # a head that grows knows no other
+    try:
+        return _train(kind, parallel, dtype=dtype, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _train(kind, parallel, *, flavour="A", benchmark=None, seed=3, keywords=None, **options):
+    RNGManager.set_random_seeds(seed)
+    benchmark = benchmark or stream(flavour)
+    strategy = build(kind, parallel=parallel, **options)
+    first = {name: x.detach().clone() for name, x in strategy.model.named_parameters()}
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience, **(keywords or {}))
+    trained = strategy.evaluator.get_last_metrics()
+    assert processes() == (2 if parallel else 1)
+    return {
+        "first": first,
+        "weights": {name: x.detach().clone() for name, x in strategy.model.named_parameters()},
+        "metrics": {**trained, **strategy.eval(benchmark.test_stream)},
+        "buffers": {name: x.clone() for name, x in strategy.model.named_buffers()},
+        "random": digest([torch.get_rng_state()]),
+    }
+
+
+# ---- what two processes must do as one does: a name, and how it is done
+
+
+def shaded(x):
+    """Views of an image without a random number."""
+    shaded.turn = not getattr(shaded, "turn", False)
+    return x * (0.5 if shaded.turn else 1.0)
+
+
+def metrics():
+    return EvaluationPlugin(
+        accuracy_metrics(minibatch=True, epoch=True, stream=True), loss_metrics(epoch=True), loggers=[]
+    )
+
+
+def replaced(strategy):
+    strategy.dataloader = Batches(strategy.dataloader)
+
+
+COMPARED = {
+    **{f"{kind}-float32": partial(train, kind) for kind in METHODS},
+    **{f"{kind}-float64": partial(train, kind, dtype=torch.float64) for kind in METHODS},
+    **{
+        f"{kind}-{flavour}": partial(train, kind, flavour=flavour, dtype=torch.float64)
+        for kind in ("co2l", "ssil", "csd", "replay")
+        for flavour in ("B", "C", "domains")
+        if (kind, flavour) != ("replay", "B")  # of Avalanche's own
+    },
+    **{
+        f"{kind}-teacher_in_train_mode": partial(train, kind, teacher_mode="train", dtype=torch.float64)
+        for kind in ("co2l", "ssil", "csd")
+    },
+    "co2l-rows": partial(train, "co2l", batch_size_mem=3, dtype=torch.float64),
+    "co2l-domain_labels": partial(train, "co2l", flavour="domains", domains=True, dtype=torch.float64),
+    "co2l-reservoir": lambda **k: train("co2l", storage_policy=ReservoirSamplingBuffer(10), dtype=torch.float64, **k),
+    "co2l-two_views": lambda **k: train(
+        "co2l", benchmark=stream(transform=TwoViews(shaded)), augmentation=None, dtype=torch.float64, **k
+    ),
+    "cumulative-C": partial(train, "cumulative", flavour="C", dtype=torch.float64),
+    "ewc-heads_by_task": lambda **k: train("ewc", flavour="tasks", model=Heads, **k),
+    "csd-one_step": partial(train, "csd", batch=8, dtype=torch.float64),
+    "ssil-single_rows": partial(train, "ssil", batch=1, batch_size_mem=1, dtype=torch.float64),
+    "ssil-workers": partial(train, "ssil", keywords={"num_workers": 2}, dtype=torch.float64),
+    "naive-persistent_workers": partial(
+        train, "naive", flavour="C", keywords={"num_workers": 1, "persistent_workers": True}, train_epochs=2
+    ),
+    "csd-loader_of_another_kind": lambda **k: train("csd", plugins=[At("before_training_exp", replaced)], **k),
+    "csd-metrics": lambda **k: train("csd", evaluator=metrics(), eval_every=1, train_epochs=2, **k),
+    "co2l-metrics": lambda **k: train("co2l", evaluator=metrics(), eval_every=1, train_epochs=2, **k),
+}
+
+
+# ---- what only several processes do
+
+
+def unseeded():
+    """Process 1 starts from other weights and random numbers."""
+    return train("ssil", parallel=True, seed=3 + rank())
+
+
+def shuffles(kind="naive", **options):
+    """Three epochs of each of two experiences, and what this process loaded of them."""
+    loaded = []
+    benchmark = stream(transform=lambda x: loaded.append(float(torch.rand(()))) or x)
+    record = Record()
+    train(kind, parallel=True, benchmark=benchmark, plugins=[record], train_epochs=3, **options)
+    return {"epochs": record.epochs, "draws": loaded}
+
+
+def augmentations():
+    """The draws of an augmentation of the batch, in two runs of the same seed."""
+    runs = []
+    for _ in range(2):
+        drawn = []
+
+        def draw(strategy, drawn=drawn):
+            drawn.append(float(torch.rand(())))
+
+        train("naive", parallel=True, plugins=[At("before_forward", draw)], train_epochs=2)
+        runs.append(drawn)
+    return runs
+
+
+def gathered(dtype):
+    """Gradients of a loss of a whole batch of 5 rows, here and as in one process."""
+    found = {}
+    for sizes in ((3, 2), (5, 0), (0, 5)):
+        generator = torch.Generator().manual_seed(0)
+        x, weight = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((5, 4), (4, 3)))
+        used, unused, mine = (nn.Parameter(weight.clone()) for _ in range(3))
+        rows = Rows(sizes, rank())
+
+        def loss(whole, used=used):
+            return (whole @ whole.T).tanh().sum() + used.square().sum()
+
+        whole = rows.whole(rows.own(x) @ used + (rows.own(x) @ mine if rank() == 0 else 0))
+        loss(whole).backward()
+        average_gradients([used, unused, mine])
+        alone, alone_mine = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+        first = (torch.arange(5) < sizes[0])[:, None]
+        loss(x @ alone + (x @ alone_mine) * first, alone).backward()
+        found[sizes] = (used.grad, alone.grad, mine.grad, alone_mine.grad, unused.grad, rows.whole(rows.own(x)) - x)
+    return found
+
+
+def said(function, *arguments, **options):
+    """The error that a scenario ends in."""
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def only_in_one(action):
+    return lambda strategy: action(strategy) if rank() == 1 else None
+
+
+def add_a_row(strategy):
+    strategy.mbatch = [torch.cat([x, x[:1]]) for x in strategy.mbatch]
+
+
+def forget_a_row(strategy):
+    group = next(iter(strategy.method.storage_policy.buffer_groups.values()))
+    group.buffer = group.buffer.subset(range(len(group.buffer) - 1))
+
+
+def own_sampler(strategy):
+    data = strategy.adapted_dataset
+    strategy.dataloader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data))
+
+
+def reversed_order():
+    return stream(order=ORDER if rank() == 0 else ORDER[::-1])
+
+
+def errors():
+    """What is refused, and what is found out."""
+    run = partial(said, train, parallel=True)
+    draw = only_in_one(lambda strategy: torch.rand(()))
+    return {
+        "other data": run("naive", benchmark=reversed_order()),
+        "other settings": run("naive", batch=7 + rank()),
+        "a draw": run("naive", plugins=[At("after_training_iteration", draw)]),
+        "other batches": run("naive", plugins=[At("after_training_iteration", draw)], train_epochs=2),
+        "other exemplars": run("ssil", plugins=[At("after_training_exp", only_in_one(forget_a_row))]),
+        "other weights": run(
+            "naive", plugins=[At("after_update", only_in_one(lambda s: s.model.head.classifier.bias.data.add_(1)))]
+        ),
+        "own loop": run("er_ace"),
+        "own gradients": run("naive", plugins=[MIRPlugin(3, mem_size=10, subsample=5)], flavour="C"),
+        "more rows": run("naive", plugins=[At("before_forward", add_a_row)]),
+        "no plugin": said(train, "ssil", parallel=False),
+        "own sampler": run("naive", plugins=[At("before_training_exp", own_sampler)]),
+        "compiled": run("naive", model=lambda: torch.compile(Net(), backend="eager")),
+        "wrapped": run("naive", model=lambda: DistributedDataParallel(make_encoder(8))),
+    }
+
+
+def readme():
+    """The script of README, on digits in MNIST's place; what it prints."""
+    import avalanche.benchmarks
+    from test_readme import split_digits
+
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    script = re.search(r"<!-- several processes -->\n```python\n(.*?)```", text, flags=re.DOTALL)[1]
+    avalanche.benchmarks.SplitMNIST, scope, printed = split_digits, {}, io.StringIO()
+    with redirect_stdout(printed):
+        exec(script.replace("torch.distributed.destroy_process_group()", ""), scope)
+    return {
+        "printed": printed.getvalue(),
+        "main": is_main_process(),
+        "weights": digest(scope["strategy"].model.parameters()),
+        "processes": processes(),
+    }
+
+
+def main(folder):
+    """All of it; the first scenario is the one that joins the processes."""
+    torch.set_num_threads(1)
+    scenarios = {
+        "readme": readme,
+        **{name: partial(scenario, parallel=True) for name, scenario in COMPARED.items()},
+        "unseeded": unseeded,
+        "shuffles": shuffles,
+        "shuffles of replay": partial(shuffles, "replay"),
+        "shuffles of ssil": partial(shuffles, "ssil"),
+        "augmentations": augmentations,
+        "gathered float32": partial(gathered, torch.float32),
+        "gathered float64": partial(gathered, torch.float64),
+        "split": lambda: [split(rows, parts) for rows, parts in ((5, 2), (1, 2), (6, 3), (2, 4))],
+        "errors": errors,
+    }
+    found = {}
+    for name, scenario in scenarios.items():
+        try:
+            found[name] = scenario()
+        except Exception as error:
+            error.add_note(f"in scenario {name!r}")
+            traceback.print_exc()
+            raise
+    torch.save(found, Path(folder) / f"{rank()}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
