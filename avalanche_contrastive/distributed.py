@@ -179,14 +179,15 @@ class DataParallel(SupervisedPlugin[Any]):
                 "DataParallel: the processes are at different batches. Does something draw random numbers in one "
                 "process and not in the others, or as many batches not come from every process's loader?"
             )
-        strategy.mb_output = _mapped(strategy.mb_output, rows.whole)
         self._backward_is_due = False
-        _mapped(strategy.mb_output, self._watched)
+        strategy.mb_output = _mapped(strategy.mb_output, self._whole)
 
-    def _watched(self, output: Tensor) -> Tensor:
-        if output.requires_grad:
-            output.register_hook(self._refuse_early)
-        return output
+    def _whole(self, output: Tensor) -> Tensor:
+        assert self.rows is not None
+        whole = self.rows.whole(output)
+        if whole.requires_grad:
+            whole.register_hook(self._refuse_early)
+        return whole
 
     def _refuse_early(self, gradient: Tensor) -> None:
         if not self._backward_is_due:

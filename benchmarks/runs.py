@@ -84,8 +84,19 @@ def execute(
         **cost,
         "seconds_total": round(time.perf_counter() - began, 3),
         "device": describe_device(place),
-        **({"processes": processes(), "backend": torch.distributed.get_backend()} if processes() > 1 else {}),
+        **_together(cost),
         "versions": versions(),
+    }
+
+
+def _together(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says beside the rest where several processes have trained."""
+    if processes() == 1:
+        return {}
+    return {
+        "processes": processes(),
+        "backend": torch.distributed.get_backend(),
+        "peak_memory_of": f"{cost['peak_memory_of']}, of the first process",
     }
 
 
