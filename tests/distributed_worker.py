@@ -191,7 +191,7 @@ def shaded(x):
 
 def metrics():
     return EvaluationPlugin(
-        accuracy_metrics(minibatch=True, epoch=True, stream=True), loss_metrics(epoch=True), loggers=[]
+        accuracy_metrics(minibatch=True, epoch=True, stream=True), loss_metrics(epoch=True, stream=True), loggers=[]
     )
 
 
