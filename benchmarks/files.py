@@ -1,14 +1,13 @@
 """Files that are there whole or not at all."""
 
-import errno
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from avalanche_contrastive.files import FULL, no_space, remove_left_over, replacing
+
 PROBE_BYTES = 8192  # more than a result of a few experiences
 LEFT_OVER_SECONDS = 3600.0  # a file is being written for milliseconds: an hour also covers a stopped process
 
@@ -24,31 +23,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: it could not be written; where space is lacking, the message says how much is left.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise OSError(error.errno, f"could not write {path}: {_no_space(path.parent, error)}") from error
-        raise
-
-
-def _no_space(folder: Path, error: OSError) -> str:
-    try:
-        left = f"{shutil.disk_usage(folder).free / 1024:.0f} KiB free there, and a quota or limit may be lower"
-    except OSError:
-        left = "free space unknown"
-    return f"{error.strerror} ({left}). What was there before is as it was; make room and give the same command again"
+    with replacing(path) as file:
+        file.write(data)
 
 
 def check_writable(folder: Path) -> None:
@@ -71,19 +47,10 @@ def check_writable(folder: Path) -> None:
             probe.flush()
             os.fsync(probe.fileno())
             # The file server's clock may not be ours, so its own time stamp is what the others are compared with.
-            _remove_left_over(folder, before=os.fstat(probe.fileno()).st_mtime - LEFT_OVER_SECONDS)
+            remove_left_over(folder, ".*.part", before=os.fstat(probe.fileno()).st_mtime - LEFT_OVER_SECONDS)
     except OSError as error:
-        why = _no_space(folder, error) if error.errno in FULL else error.strerror
+        why = no_space(folder, error) if error.errno in FULL else error.strerror
         raise ValueError(f"{folder}: cannot write results there: {why}") from error
-
-
-def _remove_left_over(folder: Path, before: float) -> None:
-    for path in folder.glob(".*.part"):
-        try:
-            if path.stat().st_mtime < before:
-                path.unlink()
-        except OSError:  # another process was faster, or the file is another user's
-            continue
 
 
 def write_json(path: Path, content: Any) -> None:

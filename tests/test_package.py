@@ -11,12 +11,13 @@ import pytest
 from avalanche.training.plugins import SupervisedPlugin
 
 import avalanche_contrastive
-from avalanche_contrastive import losses, metrics, plots
+from avalanche_contrastive import checkpoint, losses, metrics, plots
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, MethodPlugin, SSILPlugin
 
 ROOT = Path(avalanche_contrastive.__file__).parent
 ALLOWED = {
     "_version": set(),
+    "files": set(),
     "losses": set(),
     "data": set(),
     "models": {"losses"},
@@ -30,6 +31,7 @@ ALLOWED = {
     "distributed": {"collectives", "launch", "losses", "models", "sharding"},
     "strategies": {"plugins"},
     "__init__": {"_version", "data", "models", "heads", "plugins", "strategies"},
+    "checkpoint": {"_version", "files", "models", "checkpoint"},
 }
 
 
@@ -64,7 +66,7 @@ def test_an_unknown_name_is_an_attribute_error():
     assert set(avalanche_contrastive.__all__) <= set(dir(avalanche_contrastive))
 
 
-@pytest.mark.parametrize("module", [avalanche_contrastive, losses, metrics, plots], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [avalanche_contrastive, checkpoint, losses, metrics, plots], ids=lambda m: m.__name__)
 def test_everything_exported_exists_and_is_documented(module):
     for name in module.__all__:
         thing = getattr(module, name)
