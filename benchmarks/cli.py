@@ -23,7 +23,8 @@ A row is one TOML file in benchmarks/configs/SUITE/ that says only what differs 
 what was chosen for it. _suite.toml in the same folder says what all rows of the suite have in common."""
 RUN_TEXT = """\
 Trains every row with every seed and writes one JSON per run into the folder --out as soon as the run ends. A run whose
-JSON is there with the same config is skipped: after a kill, give the same command again."""
+JSON is there with the same config is skipped: after a kill, give the same command again. A run that was killed half-way
+goes on after its last whole experience, to the same figures; meanwhile its state is in .checkpoints in that folder."""
 RUN_EXAMPLES = """\
 examples:
   python -m benchmarks run                                     the main table of Split-Digits, seeds 0 to 2
@@ -137,7 +138,7 @@ def _add_run(commands: Any) -> None:
         help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
     )
     command.add_argument(
-        "--again", action="store_true", help="do runs that are there already once more, and replace them"
+        "--again", action="store_true", help="do runs once more from the start, whatever is there, and replace it"
     )
     _add_cluster(command)
 
@@ -285,9 +286,21 @@ def run(parsed: argparse.Namespace) -> int:
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {out} already", file=sys.stderr)
     jobs = [
-        Job(row.name, row.config, seed, validation=row.on_validation, device=device, root=parsed.root, key=row.shown())
+        Job(
+            row.name,
+            row.config,
+            seed,
+            validation=row.on_validation,
+            device=device,
+            root=parsed.root,
+            key=row.shown(),
+            checkpoint=results.checkpoint_path(out.resolve(), row.name, seed),
+        )
         for row, seed in missing
     ]
+    if parsed.again:
+        for job in jobs:
+            results.remove_checkpoint(job.checkpoint)
     failed = _do(parsed, jobs, out) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
@@ -336,6 +349,7 @@ def _save(out: Path, commit: str, job: Job, result: Mapping[str, Any]) -> None:
     """Write a run's JSON; on a cluster the run does so itself, and the commit is what it finds when it ends."""
     result = {**result, "fingerprint": results.fingerprint(job.config)}
     results.save(out, job.name, job.key, commit or results.git_commit(), result)
+    results.remove_checkpoint(job.checkpoint)
 
 
 def _check_cluster(parsed: argparse.Namespace) -> None:

@@ -107,6 +107,10 @@ class ReportProgress(SupervisedPlugin):
         self.report, self.steps = report, steps
         self._last = 0.0
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Whatever a checkpoint says of the clock was that of another process."""
+        self._last = 0.0
+
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Report, unless it was just done."""
         now = time.monotonic()

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from benchmarks import distributed
@@ -30,7 +31,7 @@ REPORT_SECONDS = 0.2  # between two messages of one run
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be done; `key` is for whoever asked for it."""
+    """One run to be done; `key` is for whoever asked for it, `checkpoint` is where a killed run goes on from."""
 
     name: str
     config: Config
@@ -39,6 +40,7 @@ class Job:
     device: str = "cpu"
     root: str = ""
     key: Any = None
+    checkpoint: Path | None = None
 
     @property
     def id(self) -> Key:
@@ -247,7 +249,15 @@ def execute_job(job: Job, report: Callable[[float, str], None]) -> dict[str, Any
         distributed.announce(job)
     from benchmarks.runs import execute  # torch and Avalanche take seconds
 
-    return execute(job.config, job.seed, validation=job.validation, device=job.device, root=job.root, report=report)
+    return execute(
+        job.config,
+        job.seed,
+        validation=job.validation,
+        device=job.device,
+        root=job.root,
+        report=report,
+        checkpoint=job.checkpoint,
+    )
 
 
 def _attempt(job: Job) -> Outcome:

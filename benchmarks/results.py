@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from benchmarks.configs import (
 )
 from benchmarks.files import read_json, write_json
 
+CHECKPOINTS = ".checkpoints"  # folder beside the results
+
 Result = Mapping[str, Any]
 Grouped = Mapping[str, Sequence[Result]]  # by row name, seeds in order
 
@@ -29,6 +32,19 @@ Grouped = Mapping[str, Sequence[Result]]  # by row name, seeds in order
 def result_path(folder: Path, row: str, seed: int) -> Path:
     """Where a run's JSON belongs."""
     return folder / f"{row}-seed{seed}.json"
+
+
+def checkpoint_path(folder: Path, row: str, seed: int) -> Path:
+    """Where a run that is under way leaves its state."""
+    return folder / CHECKPOINTS / f"{row}-seed{seed}.pt"
+
+
+def remove_checkpoint(path: Path | None) -> None:
+    """Remove a run's state, and the folder if it was the last there."""
+    if path is not None:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are in it, or it was never made
+            path.parent.rmdir()
 
 
 def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from benchmarks.configs import Config, nearest
 from benchmarks.measure import PeakMemory, describe_device
 from benchmarks.models import NETWORKS, Built, Setting
 from benchmarks.plugins import BatchAugment, ReportProgress, TaskAccuracy
+from benchmarks.results import fingerprint
+from benchmarks.resume import Keeper
 from benchmarks.stats import (
     average_incremental_accuracy,
     backward_transfer,
@@ -46,6 +49,7 @@ def execute(
     device: str = "cpu",
     root: str = "",
     report: Report | None = None,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Train through the stream, evaluate on all of it after each experience.
 
@@ -56,6 +60,8 @@ def execute(
         device: "cpu", "cuda", or "auto" for the one that is there.
         root: folder of downloaded data sets; "": Avalanche's.
         report: told of progress.
+        checkpoint: saved after each experience but the last, and gone on with if it is of the same run; the caller
+            removes it when the result is safe.
 
     Returns:
         Figures and provenance, ready for JSON.
@@ -70,7 +76,14 @@ def execute(
     RNGManager.set_random_seeds(seed)
     stream = stream_of(config, seed, validation=validation, root=root)
     built = build(config, stream, place, report)
-    figures, cost = _train_and_evaluate(built.strategy, stream, _steps(config, stream.benchmark), PeakMemory(place))
+    steps = _steps(config, stream.benchmark)
+
+    def say(done: int, words: str) -> None:
+        if report is not None:
+            report(done / len(steps), words)
+
+    keeper = Keeper(checkpoint, _decisive(config, seed, validation, place), say, began=began)
+    figures, cost = _train_and_evaluate(built.strategy, stream, steps, PeakMemory(place), keeper)
     return {
         "config": config.as_dict(),
         "seed": seed,
@@ -82,7 +95,7 @@ def execute(
         "readout": built.readout,
         **summary(matrices(figures, len(stream.counts)), stream.counts),
         **cost,
-        "seconds_total": round(time.perf_counter() - began, 3),
+        "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
         **_together(cost),
         "versions": versions(),
@@ -101,24 +114,40 @@ def _together(cost: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train_and_evaluate(
-    strategy: Any, stream: Stream, steps: Sequence[Any], peak: PeakMemory
+    strategy: Any, stream: Stream, steps: Sequence[Any], peak: PeakMemory, keeper: Keeper
 ) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
     """The metrics after each step, and what the steps cost."""
-    figures, training, evaluation, memory = [], [], [], []
-    for step in steps:
+    train_stream = stream.benchmark.train_stream
+    figures, cost = keeper.resume(strategy, train_stream)
+    cost = cost or {"training": [], "evaluation": [], "memory": []}
+    for step in steps[len(figures) :]:
         peak.start()
         start = time.perf_counter()
         strategy.train(step)
         trained = time.perf_counter()
         figures.append(strategy.eval(stream.benchmark.test_stream))
-        training.append(round(trained - start, 3))
-        evaluation.append(round(time.perf_counter() - trained, 3))
-        memory.append(round(peak.stop(), 1))
+        cost["training"].append(round(trained - start, 3))
+        cost["evaluation"].append(round(time.perf_counter() - trained, 3))
+        cost["memory"].append(round(peak.stop(), 1))
+        if len(figures) < len(steps):
+            keeper.save(strategy, train_stream, figures, cost)
     return figures, {
-        "seconds_per_experience": {"training": training, "evaluation": evaluation},
-        "seconds_training": round(sum(training), 3),
-        "peak_memory_mib": memory,
+        "seconds_per_experience": {"training": cost["training"], "evaluation": cost["evaluation"]},
+        "seconds_training": round(sum(cost["training"]), 3),
+        "peak_memory_mib": cost["memory"],
         "peak_memory_of": peak.kind,
+    }
+
+
+def _decisive(config: Config, seed: int, validation: bool, device: torch.device) -> dict[str, Any]:
+    """All that the figures of a run follow from, but the code."""
+    return {
+        "config": config.as_dict(),
+        "seed": seed,
+        "validation": validation,
+        "device": describe_device(device),
+        "versions": versions(),
+        "files": fingerprint(config),
     }
 
 

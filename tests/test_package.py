@@ -66,7 +66,9 @@ def test_an_unknown_name_is_an_attribute_error():
     assert set(avalanche_contrastive.__all__) <= set(dir(avalanche_contrastive))
 
 
-@pytest.mark.parametrize("module", [avalanche_contrastive, checkpoint, losses, metrics, plots], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [avalanche_contrastive, checkpoint, losses, metrics, plots], ids=lambda m: m.__name__
+)
 def test_everything_exported_exists_and_is_documented(module):
     for name in module.__all__:
         thing = getattr(module, name)
