@@ -26,6 +26,7 @@ from avalanche_contrastive.checkpoint.comparing import differing_options
 from avalanche_contrastive.checkpoint.decoding import Decoder, fill_optimizers
 from avalanche_contrastive.checkpoint.encoding import Encoder
 from avalanche_contrastive.checkpoint.kinds import (
+    MISSING,
     CheckpointError,
     MismatchError,
     metrics_of,
@@ -34,6 +35,8 @@ from avalanche_contrastive.checkpoint.kinds import (
     short,
     state_of,
 )
+from avalanche_contrastive.checkpoint.samples import Refill
+from avalanche_contrastive.checkpoint.twins import Twins
 from avalanche_contrastive.files import remove_left_over, replacing
 from avalanche_contrastive.models import unwrapped
 
@@ -84,7 +87,7 @@ def restore(strategy: Any, path: str | os.PathLike[str], *, stream: Iterable[Any
     Args:
         strategy: freshly built, not trained yet.
         path: of a file that ``save`` has written.
-        stream: the training stream; needed only if the memory is looked at before training goes on.
+        stream: the training stream; needed only if the memory is looked at before training goes on, as some metrics do.
 
     Returns:
         Experiences done: go on with ``train_stream[done:]``.
@@ -115,6 +118,8 @@ def restore(strategy: Any, path: str | os.PathLike[str], *, stream: Iterable[Any
     set_state(strategy, attributes)
     if not decoder.shelf.missing():
         decoder.shelf.fill()
+    else:
+        strategy.plugins.insert(0, Refill(decoder.shelf))
     RNGManager.__setstate__(state)
     return int(content["done"])
 
@@ -157,21 +162,28 @@ def _content(strategy: Any, stream: Iterable[Any] | None) -> dict[str, Any]:
 def _attributes(strategy: Any) -> dict[str, Any]:
     """The strategy's attributes, its model first, which others refer to; without those of the last batch."""
     state = {name: value for name, value in (state_of(strategy) or {}).items() if not name.startswith("mb_")}
-    return {"model": state.pop("model"), **state}
+    return {"model": state.pop("model"), **state, "plugins": _plugins(strategy)}
+
+
+def _plugins(strategy: Any) -> list[Any]:
+    return [plugin for plugin in strategy.plugins if not isinstance(plugin, Refill)]
 
 
 def _names(strategy: Any) -> dict[str, Any]:
     return {
         "strategy": name_of(type(strategy)),
         "model": name_of(type(unwrapped(strategy.model))),
-        "plugins": [name_of(type(plugin)) for plugin in strategy.plugins],
+        "plugins": [name_of(type(plugin)) for plugin in _plugins(strategy)],
         "metrics": [name_of(type(metric)) for metric in metrics_of(strategy)],
     }
 
 
 def _decoded(content: dict[str, Any], strategy: Any) -> tuple[Decoder, dict[str, Any], Any]:
     """What reads the file, the attributes of the strategy, the random state; nothing is changed yet."""
-    decoder = Decoder(strategy, content["optimizers"])
+    twins = Twins(content["state"], {number: optimizer["class"] for number, optimizer in content["optimizers"]})
+    for name, node in content["state"].items():
+        twins.match(node, vars(strategy).get(name, MISSING))
+    decoder = Decoder(strategy, twins, content["optimizers"])
     decoder.keep(0, strategy)
     decoder.differences += differing_options(strategy, content["state"], "strategy")
     attributes = decoder.attributes(content["state"], {**vars(strategy)}, "")
@@ -187,7 +199,7 @@ def _random_state(content: dict[str, Any], strategy: Any) -> Any:
             f"the checkpoint is of {len(content['random'])} processes and cannot go on in {world}: each has random "
             "generators of its own. Start as many."
         )
-    decoder = Decoder(strategy)
+    decoder = Decoder(strategy, Twins(content["random"][rank], {}))
     state = decoder(content["random"][rank], None, "random generators")
     decoder.finish()
     return state

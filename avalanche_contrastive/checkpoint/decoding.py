@@ -35,6 +35,7 @@ from avalanche_contrastive.checkpoint.kinds import (
     state_of,
 )
 from avalanche_contrastive.checkpoint.samples import Shelf, attribute_of
+from avalanche_contrastive.checkpoint.twins import Twins
 from avalanche_contrastive.models import frozen_copy, unwrapped
 
 __all__ = ["Decoder"]
@@ -54,10 +55,11 @@ class Decoder:
 
     Args:
         strategy: to be filled.
+        twins: the fresh strategy's objects by number.
         optimizers: the nodes of the optimisers by their numbers.
     """
 
-    def __init__(self, strategy: Any, optimizers: Iterable[tuple[int, dict[str, Any]]] = ()) -> None:
+    def __init__(self, strategy: Any, twins: Twins, optimizers: Iterable[tuple[int, dict[str, Any]]] = ()) -> None:
         self.device = torch.device(strategy.device)
         self.model = unwrapped(strategy.model)
         self.classes = Classes(strategy)
@@ -66,7 +68,7 @@ class Decoder:
             self.models.setdefault(name_of(type(module)), module)
         self.shelf = Shelf(strategy)
         self.known: dict[int, Any] = {}  # by number
-        self.taken: dict[int, Any] = {}  # fresh objects that stand for one of the file, by id
+        self.twins = twins
         self.to_do: list[Callable[[], Any]] = []
         self.differences: list[str] = []
         self.optimizers = dict(optimizers)
@@ -93,12 +95,7 @@ class Decoder:
     def keep(self, number: int, thing: Any) -> Any:
         """Note the object of a number, before its parts are read."""
         self.known[number] = thing
-        self.taken[id(thing)] = thing
         return thing
-
-    def is_free(self, twin: Any) -> bool:
-        """Whether a fresh object is there and does not stand for another one yet."""
-        return twin is not MISSING and id(twin) not in self.taken
 
     def items(self, content: Any, twin: Any, path: str) -> list[Any]:
         """The objects of a sequence."""
@@ -145,7 +142,8 @@ def _tensor(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     value = value.to(decoder.device) if there else value
     if kind == "tensor":
         return decoder.keep(number, value.requires_grad_(requires_grad))
-    if not (isinstance(twin, nn.Parameter) and decoder.is_free(twin)):
+    twin = decoder.twins.of(number)
+    if twin is MISSING:
         return decoder.keep(number, nn.Parameter(value, requires_grad=requires_grad))
 
     def fill() -> None:  # the same object: whoever holds it, holds the restored one
@@ -180,12 +178,12 @@ def _enum(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
 
 def _list(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     kind, number, content, *length = node
-    if type(twin).__name__ != kind or not decoder.is_free(twin):
-        there: Any = [] if kind == "list" else deque(maxlen=length[0])
-    else:
-        there = twin
+    there = decoder.twins.of(number)
+    items_of = there
+    if there is MISSING:
+        there = [] if kind == "list" else deque(maxlen=length[0])
     decoder.keep(number, there)
-    items = decoder.items(content, twin, path)
+    items = decoder.items(content, items_of, path)
 
     def fill() -> None:
         there.clear()
@@ -208,7 +206,8 @@ def _namedtuple(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
 
 def _dict(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     _, number, kind, pairs, factory = node
-    there: Any = twin if type(twin) is DICTS[kind] and decoder.is_free(twin) else DICTS[kind]()
+    twin = decoder.twins.of(number)
+    there: Any = DICTS[kind]() if twin is MISSING else twin
     decoder.keep(number, there)
     if isinstance(there, defaultdict):
         there_factory = _fresh(decoder, factory, getattr(twin, "default_factory", MISSING), path) if factory else None
@@ -241,7 +240,8 @@ def _set(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
 def _random(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     _, number, name, content = node
     state = decoder(content, MISSING, path)
-    there = twin if name_of(type(twin)) == name and decoder.is_free(twin) else _new_random(name, path)
+    there = decoder.twins.of(number)
+    there = _new_random(name, path) if there is MISSING else there
 
     def fill() -> None:
         if isinstance(there, torch.Generator):
@@ -296,15 +296,16 @@ def _samples(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
 
 
 def _object(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
-    _, number, name, nodes = node
-    there = _stand_in(decoder, name, twin, path)
+    _, number, _, nodes = node
+    own = decoder.twins.of(number)
+    there = _stand_in(decoder, node, twin, path) if own is MISSING else own
     decoder.keep(number, there)
-    if there is twin:
+    if there is own:
         decoder.differences += differing_options(there, nodes, path)
     before = decoder.fixed, decoder.growing
     if isinstance(there, nn.Module):
         decoder.growing |= grows(there)
-        decoder.fixed = there is twin and (there is decoder.model or decoder.fixed) and not decoder.growing
+        decoder.fixed = there is own and (there is decoder.model or decoder.fixed) and not decoder.growing
         if decoder.fixed:
             check_layer(there, nodes, path)
     attributes = decoder.attributes(nodes, state_of(there) or {}, path)
@@ -313,21 +314,22 @@ def _object(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     return there
 
 
-def _stand_in(decoder: Decoder, name: str, twin: Any, path: str) -> Any:
-    """The object to fill: the fresh strategy's, a copy of its model's (for a teacher), or a new one."""
-    there = twin if twin is not MISSING else None
-    if there is not None and name_of(type(there)) == name and decoder.is_free(there):
-        return there
-    if there is not None and name_of(type(there)) != name and not (decoder.growing or is_fresh(there)):
-        raise MismatchError(
-            f"strategy.{path} is of class {short(name)} in the file, {short(name_of(type(there)))} here"
-        )
-    if name in decoder.models:
-        return frozen_copy(decoder.models[name])  # its modes and flags are in the file
+def _stand_in(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
+    """What to fill where the fresh strategy has no such object: a copy of its model (for a teacher), or a new one."""
+    name = node[2]
+    if twin is not None and twin is not MISSING and not (decoder.growing or is_fresh(twin)):
+        here = name_of(type(twin))
+        if here != name:
+            raise MismatchError(f"strategy.{path} is {short(name)} in the file, {short(here)} here")
     cls = decoder.classes.find(name)
-    if cls is None:
+    if name in decoder.models:
+        there = frozen_copy(decoder.models[name])  # its modes and flags are in the file
+        decoder.twins.match(node, there)
+    elif cls is not None:
+        there = made(cls)
+    else:
         raise _no_twin(name, twin, path)
-    return made(cls)
+    return there
 
 
 def _wrapped(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
@@ -350,8 +352,9 @@ def _no_twin(name: str, twin: Any, path: str) -> MismatchError:
 def _met_optimizer(decoder: Decoder, node: Node, twin: Any, path: str) -> Any:
     number = node[1]
     name = decoder.optimizers[number]["class"]
-    if isinstance(twin, Optimizer) and name_of(type(twin)) == name and decoder.is_free(twin):
-        return decoder.keep(number, twin)
+    own = decoder.twins.of(number)
+    if own is not MISSING:
+        return decoder.keep(number, own)
     cls = decoder.classes.find(name)
     if twin not in (None, MISSING) or cls is None or not issubclass(cls, Optimizer):
         here = "nothing" if twin in (None, MISSING) else short(name_of(type(twin)))

@@ -183,7 +183,7 @@ def _dict(encoder: Encoder, value: dict[Any, Any], path: str) -> Node:
     number = encoder.number(value)
     factory = _fresh(encoder, value.default_factory, path) if isinstance(value, defaultdict) else None
     pairs = [
-        (encoder(key, f"{path} (a key)"), encoder(item, f"{path}[{key!r:.40}]")) for key, item in list(value.items())
+        [encoder(key, f"{path} (a key)"), encoder(item, f"{path}[{key!r:.40}]")] for key, item in list(value.items())
     ]
     return ("dict", number, type(value).__name__, pairs, factory)
 

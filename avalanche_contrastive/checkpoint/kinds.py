@@ -126,7 +126,10 @@ def _names(slots: Any) -> Iterable[str]:
 
 
 def set_state(thing: Any, state: dict[str, Any]) -> None:
-    """Give an object its attributes, past any ``__setattr__`` of its class."""
+    """Give an object its attributes, past any ``__setattr__`` of its class; a module has no others afterwards."""
+    if isinstance(thing, nn.Module):  # an attribute that has become a layer would hide it
+        for name in vars(thing).keys() - state.keys() - HOOKS:
+            del vars(thing)[name]
     if hasattr(thing, "__dict__"):
         slots = {name for cls in type(thing).__mro__ for name in _names(vars(cls).get("__slots__", ()))}
         vars(thing).update({name: value for name, value in state.items() if name not in slots})

@@ -12,6 +12,7 @@ from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -21,7 +22,7 @@ from avalanche_contrastive.checkpoint.kinds import CheckpointError, MismatchErro
 if TYPE_CHECKING:
     from avalanche_contrastive.checkpoint.encoding import Encoder
 
-__all__ = ["Shelf", "Unfilled", "encode_samples"]
+__all__ = ["Refill", "Shelf", "Unfilled", "encode_samples"]
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -91,6 +92,7 @@ def _attribute(encoder: "Encoder", attribute: Any, path: str) -> dict[str, Any]:
         "values": _values(encoder, attribute, path),
         "in_sample": bool(attribute.use_in_getitem),
         "discards": bool(getattr(data, "_discard_elements_not_in_indices", False)),
+        "is_joined": len(getattr(data, "_datasets", ())) > 1,
     }
 
 
@@ -259,15 +261,39 @@ def _streams(experience: Any) -> Iterator[Iterable[Any]]:
 def attribute_of(name: str, item: dict[str, Any], others: list[Any]) -> Any:
     """A data attribute with its values again; ``others`` are those that were encoded one by one."""
     kind, content, *length = item["values"]
-    data: Any
     if kind == "constant":
-        data = ConstantSequence(content, length[0])
-    elif kind == "integers":
-        data = FlatData([content.tolist()], discard_elements_not_in_indices=item["discards"])
+        return DataAttribute(ConstantSequence(content, length[0]), name, use_in_getitem=item["in_sample"])
+    values = {"integers": Tensor.tolist, "rows": _rows, "others": lambda content: others}[kind](content)
+    if item["is_joined"] and values:  # Avalanche cannot join a constant to values of a single list
+        data = FlatData([values, values[:1]], indices=list(range(len(values))))
     else:
-        rows = [row.clone() for row in content] if kind == "rows" else others
-        data = FlatData([rows], discard_elements_not_in_indices=item["discards"])
+        data = FlatData([values], discard_elements_not_in_indices=item["discards"])
     return DataAttribute(data, name, use_in_getitem=item["in_sample"])
+
+
+def _rows(content: Tensor) -> list[Tensor]:
+    return [row.clone() for row in content]
+
+
+class Refill(SupervisedPlugin[Any]):
+    """Stands first in the list of plugins until training goes on: then all stored samples are looked up, and it goes.
+
+    Args:
+        shelf: of the restored strategy.
+    """
+
+    supports_distributed = True
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__()
+        self.shelf = shelf
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Before any plugin looks at its samples."""
+        if self.shelf.waiting:
+            self.shelf.fill_from_experience()
+        # Another list: Avalanche is going through this one.
+        strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not self]
 
 
 def _raw(data: "Unfilled") -> dict[str, Any]:
