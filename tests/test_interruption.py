@@ -17,7 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import cli, files
+from avalanche_contrastive import checkpoint
+from benchmarks import cli, files, results, runs
+from benchmarks.catalog import METHODS
+from benchmarks.configs import find_row, updated
 
 ROOT = Path(__file__).parent.parent
 ROWS = ("run", "naive", "joint", "--set", "epochs=1", "--set", "batch_size=128")
@@ -102,6 +105,97 @@ def test_killed_again_and_again_at_random_moments(undisturbed, tmp_path):
     told = process.communicate()[1]
     assert process.returncode == 0, told
     assert figures(tmp_path) == undisturbed
+
+
+# ---- half-way through a run
+
+HALF = ("run", "co2l", "--seeds", "0", "--jobs", "1", "--set", "epochs=12", "--set", "options.readout_epochs=10")
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory):
+    """The folder of a command that was killed when its only run had done an experience or more, and what was kept."""
+    out = tmp_path_factory.mktemp("half way")
+    path = results.checkpoint_path(out, "co2l", 0)
+    process = start(*HALF, "--out", out)
+    wait_for(lambda: path.exists() or process.poll() is not None)
+    kill(process)
+    assert figures(out) == {}
+    return out, checkpoint.extra_of(path)
+
+
+def test_a_run_that_is_killed_half_way_goes_on_from_there(half_way, tmp_path):
+    out, kept = half_way
+    assert 1 <= len(kept["figures"]) <= 4
+    shutil.copytree(out, tmp_path / "again")
+    assert cli.main([*HALF, "--out", str(tmp_path / "again")]) == 0
+    assert cli.main([*HALF, "--out", str(tmp_path / "undisturbed")]) == 0
+    assert figures(tmp_path / "again") == figures(tmp_path / "undisturbed")
+    result = files.read_json(tmp_path / "again" / "co2l-seed0.json")
+    done = len(kept["figures"])
+    assert result["seconds_per_experience"]["training"][:done] == kept["cost"]["training"]
+    assert len(result["seconds_per_experience"]["training"]) == 5
+    assert result["seconds_total"] > kept["seconds"]
+    assert not (tmp_path / "again" / results.CHECKPOINTS).exists()
+
+
+@pytest.mark.parametrize("why", ["another config", "--again", "damaged"])
+def test_what_is_not_of_this_run_is_not_gone_on_with(half_way, tmp_path, why):
+    out, kept = half_way
+    path = results.checkpoint_path(tmp_path, "co2l", 0)
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    command = [*HALF[:4], "--jobs", "1", "--set", "options.readout_epochs=10", "--set"]
+    command += ["epochs=1"] if why == "another config" else ["epochs=12"]
+    if why == "damaged":
+        path.write_bytes(path.read_bytes()[:5000])
+    assert cli.main([*command, "--out", str(tmp_path), *([why] if why == "--again" else [])]) == 0
+    result = files.read_json(tmp_path / "co2l-seed0.json")
+    assert result["seconds_per_experience"]["training"][:1] != kept["cost"]["training"][:1]
+    assert result["config"]["epochs"] == (1 if why == "another config" else 12)
+    assert not path.parent.exists()
+
+
+class StopError(Exception):
+    pass
+
+
+def in_two_parts(name, path, **changes):
+    """A run that stops in its third experience and is done again; both results, and what the user was told."""
+    row = find_row(name, "split_digits")
+    config = updated(row.config, {"epochs": 2, "train_images": 200, "test_images": 100, **changes}, where=name)
+    told = []
+
+    def stop(share, words):
+        told.append(words)
+        if words.startswith("experience 3/"):
+            raise StopError
+
+    undisturbed = runs.execute(config, 0, report=lambda share, words: None)
+    with pytest.raises(StopError):
+        runs.execute(config, 0, report=stop, checkpoint=path)
+    saved = path.exists()
+    resumed = runs.execute(config, 0, report=lambda share, words: told.append(words), checkpoint=path)
+    drop = COSTS | {"peak_memory_of"}
+    one, other = ({key: value for key, value in r.items() if key not in drop} for r in (undisturbed, resumed))
+    return one, other, told, saved
+
+
+# Their state cannot be saved: an iterator that has been drawn from, features in place of images.
+WITHOUT = ("rar", "feature_replay")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["derpp", "feature_replay", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(METHODS))],
+)
+def test_every_method_goes_on_to_the_same_figures_or_says_that_it_cannot(name, tmp_path):
+    if name == "joint" or "class" not in METHODS.get(name, METHODS["derpp"]).scenarios:
+        pytest.skip("trains in one go, or not on this stream")
+    changes = {"options.memory_epochs": 2} if name == "gdumb" else {}
+    undisturbed, resumed, told, saved = in_two_parts(name, tmp_path / "a.pt", **changes)
+    assert undisturbed == resumed
+    assert saved == (name not in WITHOUT)
+    assert any(words.startswith("goes on without checkpoints: cannot save") for words in told) == (name in WITHOUT)
 
 
 @pytest.mark.slow
