@@ -1,8 +1,8 @@
 """Kill a training process at random moments, and compare how each run ends: `python killing.py METHOD KILLS`.
 
 One process imports everything and then only forks and kills; each training process builds everything anew, restores
-what is there and goes on. Prints one line of JSON: the moments, the experiences that were done at them, and in what each
-run ended otherwise than the undisturbed one.
+what is there and goes on. Prints one line of JSON: the moments, the experiences that were done at them, and in what
+each run ended otherwise than the undisturbed one.
 """
 
 import json

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from avalanche.benchmarks import class_incremental_benchmark
 from conftest import Images, digits
@@ -21,11 +22,12 @@ def split_digits(n_experiences):
     return class_incremental_benchmark({"train": train, "test": test}, num_experiences=n_experiences)
 
 
-def test_the_code_in_the_readme_runs(monkeypatch, capsys):
+def test_the_code_in_the_readme_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("avalanche.benchmarks.SplitMNIST", split_digits)
     text = README.read_text().replace(OWN_METHOD, "").replace(PROCESSES, "")  # that one is in test_distributed
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     scope = {}
     for block in blocks:
         exec(block, scope)
@@ -35,6 +37,8 @@ def test_the_code_in_the_readme_runs(monkeypatch, capsys):
         assert any(name.startswith("Top1_Acc_Stream") for name in results)
         if strategy.__class__.__name__ == "CSD":
             assert {name.split("/")[0] for name in results} >= {"Recall@1_Stream", "Recall@5_Exp"}
+    content = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert content["done"] == 1 + len(benchmark.train_stream)  # the block before had trained on one
 
 
 def test_the_method_of_ones_own_runs(tmp_path, monkeypatch):
