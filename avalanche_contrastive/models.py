@@ -4,13 +4,22 @@ import copy
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from avalanche.models import FeatureExtractorBackbone, IncrementalClassifier, MultiHeadClassifier, NCMClassifier
+from avalanche.models import (
+    FeatureExtractorBackbone,
+    IncrementalClassifier,
+    MultiHeadClassifier,
+    NCMClassifier,
+    SCRModel,
+    TrainEvalModel,
+)
 from avalanche.models.cosine_layer import CosineIncrementalClassifier, CosineLinear
 from avalanche.models.dynamic_modules import DynamicModule
+from avalanche.models.fecam import FeCAMClassifier
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor, nn
@@ -294,17 +303,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval") -> nn.Module:
     """A teacher: a deep copy in evaluation mode, without gradients.
 
+    Avalanche's models with a classifier for training and another for evaluation keep the one for training: a teacher
+    is asked for what the student gives in training.
+
     Args:
         model: any module.
         batchnorm: "train" lets batch-norm layers normalise by the batch, as the teachers of the official Co2L and
             CSD code do.
     """
-    teacher = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
+    model = unwrapped(model)
+    # Tensors inside a graph cannot be copied; some models keep their last features (FeatureExtractorModel).
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo = {id(value): value.detach() for value in kept if not value.is_leaf}
+    teacher = copy.deepcopy(model, memo).requires_grad_(False).eval()
     for parameter in teacher.parameters():
         parameter.grad = None
+    _own_hooks(teacher)
     for module in teacher.modules():
-        if isinstance(module, FeatureExtractorBackbone):
-            _rehook(module)
+        if isinstance(module, (TrainEvalModel, SCRModel)):
+            module.training = True  # chooses the classifier; every layer inside stays in evaluation mode
     if batchnorm == "train":
         for module in teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -317,49 +334,72 @@ _CLASSIFIERS = (
     IncrementalClassifier,
     MultiHeadClassifier,
     NCMClassifier,
+    FeCAMClassifier,
     CosineIncrementalClassifier,
     CosineLinear,
     ReadOut,
 )
 
 
-def _rehook(backbone: FeatureExtractorBackbone) -> None:
-    """Let a copied backbone listen to itself: its hook is a closure, which a deep copy leaves on the original."""
-    layer = dict(backbone.model.named_modules())[backbone.output_layer_name]
-    for key, hook in list(layer._forward_hooks.items()):
-        if getattr(hook, "__qualname__", "").startswith("FeatureExtractorBackbone."):
-            del layer._forward_hooks[key]
-    backbone.add_hooks(backbone.model)
+def _own_hooks(teacher: nn.Module) -> None:
+    """Let the backbones in a copied model listen to it, and no others.
+
+    Their hooks are closures, which a deep copy leaves with the original; herding hooks a model from outside.
+    """
+    for module in teacher.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__qualname__", "").startswith("FeatureExtractorBackbone."):
+                del module._forward_hooks[key]
+    for module in teacher.modules():
+        if isinstance(module, FeatureExtractorBackbone):
+            module.add_hooks(module.model)
+
+
+@dataclass
+class _Pass:
+    """What is noted of one forward pass."""
+
+    value: Any = None
+    output: Any = None
+    tasks: Any = None  # the task labels that a multi-task model was called with
+    parts: list[Any] = field(default_factory=list)  # what a multi-task model's heads, or its named layer, got in turn
 
 
 class _Tap:
     """A forward hook with a memory. An object, not a closure: a deep copy of a hooked model gets a tap of its own."""
 
     def __init__(self, *, multi_task: bool = False) -> None:
-        self.value: Any = None
-        self.output: Any = None
         self.multi_task = multi_task
-        self.tasks: Any = None  # the task labels that a multi-task model was called with
-        self.parts: list[Any] = []  # what a multi-task model's heads, or its named layer, got call by call
+        self.now = _Pass()
+        self.passes: list[tuple[Any, _Pass]] = []  # what the model gave, in each pass that has ended
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tap":
         return _Tap()
 
     def read_tasks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
+        self.now.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
 
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.value = args[0] if args else next(iter(kwargs.values()))
+        self.now.value = args[0] if args else next(iter(kwargs.values()))
         if self.multi_task and not isinstance(module, nn.Linear):  # a head: no other layer's input is held
-            self.parts.append(self.value)
+            self.now.parts.append(self.now.value)
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.value = output
+        self.now.value = output
         if self.multi_task:
-            self.parts.append(output)
+            self.now.parts.append(output)
 
     def read_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.output = output
+        self.now.output = output
+
+    def end_pass(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        self.passes.append((result, self.now))
+        self.now = _Pass()
+
+    def of(self, result: Any) -> _Pass:
+        """The pass that gave a result; the last one if none is known to have."""
+        last = self.passes[-1][1] if self.passes else self.now
+        return next((noted for given, noted in self.passes if given is result), last)
 
 
 class FeatureCapture:
@@ -396,31 +436,33 @@ class FeatureCapture:
                     "Names are those of model.named_modules()."
                 )
             self._handles.append(named[self.layer].register_forward_hook(self._tap.read_output))
-            return
-        classifiers = list(_classifiers(model))
-        for module in classifiers:
-            self._handles.append(module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._tap.read_head))
-        if not classifiers:
+        else:
+            classifiers = list(_classifiers(model))
+            for module in classifiers:
+                self._handles.append(module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._tap.read_head))
+        if self.layer is None and not classifiers:
             self.detach()
             raise ValueError(
                 f"{type(model).__name__} has no classifier layer (nn.Linear or one of Avalanche's heads) to take "
                 "features from. Name the layer that gives the features instead."
             )
+        self._handles.append(model.register_forward_hook(self._tap.end_pass))
 
     def take(self, logits: Any) -> Tensor:
         """The features of the pass since ``attach``, (B, D); the hooks are gone afterwards.
 
         Args:
-            logits: what the model gave, (B, K). A classifier layer of another width was not its last.
+            logits: what the model gave, (B, K): of several passes since then, that one counts. A classifier layer of
+                another width was not its last.
         """
-        tap, head = self._tap, self._tap.output
+        multi_task, noted = self._tap.multi_task, self._tap.of(logits)
         self.detach()
-        value = tap.value
-        if len(tap.parts) > 1 and value is tap.parts[-1] and isinstance(value, Tensor):
-            value = _in_order(tap.parts, tap.tasks)
+        value, head = noted.value, noted.output
+        if len(noted.parts) > 1 and value is noted.parts[-1] and isinstance(value, Tensor):
+            value = _in_order(noted.parts, noted.tasks)
         # A multi-task model's output is as wide as its widest head.
-        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor) and not tap.multi_task
+        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor) and not multi_task
         if self.layer is None and tensors and head.shape[-1] != logits.shape[-1]:
             raise ValueError(
                 f"the last classifier layer that ran gives {head.shape[-1]} outputs, but the model gives "

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.models import FeatureExtractorBackbone, IncrementalClassifier, MTSimpleMLP, NCMClassifier, SimpleMLP
+from avalanche.models import (
+    FeatureExtractorBackbone,
+    IncrementalClassifier,
+    MTSimpleMLP,
+    NCMClassifier,
+    SimpleMLP,
+    TrainEvalModel,
+)
 from avalanche.models.cosine_layer import CosineIncrementalClassifier
+from avalanche.models.utils import FeatureExtractorModel
 from conftest import make_benchmark, make_encoder
 from torch import nn
 
@@ -317,3 +325,20 @@ def test_a_random_state_of_ones_own():
     torch.manual_seed(8)
     with own_random_state(1):
         assert draws() != first
+
+
+def test_a_teacher_gives_what_the_student_gives_in_training_where_a_model_has_two_classifiers():
+    m = TrainEvalModel(make_encoder(), nn.Linear(16, 10), NCMClassifier())
+    teacher, x = frozen_copy(m), torch.rand(4, 1, 8, 8)
+    features = m.eval().feature_extractor(x)  # batch statistics stay
+    assert torch.equal(teacher(x), m.train_classifier(features))
+    assert not any(module.training for name, module in teacher.named_modules() if name)
+
+
+def test_a_model_that_keeps_its_last_features_can_be_a_teacher():
+    m = FeatureExtractorModel(make_encoder(), nn.Linear(16, 10))
+    m(torch.rand(4, 1, 8, 8))
+    teacher = frozen_copy(m)
+    assert m.features.requires_grad
+    assert not teacher.features.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), m.parameters(), strict=True))

@@ -289,9 +289,9 @@ def test_two_methods_in_one_strategy_are_refused():
         strategy.train(make_benchmark().train_stream[0])
 
 
-def test_a_template_that_ignores_the_criterion_is_refused():
+def test_a_template_that_ignores_the_criterion_is_refused_before_it_trains():
     model = Classifier()
-    strategy = ER_ACE(
+    strategy = ER_ACE(  # it calls the criterion in the first experience, where nothing is replayed yet
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
         mem_size=20,
@@ -300,10 +300,55 @@ def test_a_template_that_ignores_the_criterion_is_refused():
         plugins=[SSILPlugin()],
         evaluator=None,
     )
-    stream = make_benchmark().train_stream
-    strategy.train(stream[0])  # nothing replayed yet: ER-ACE still calls the criterion
-    with pytest.raises(RuntimeError, match=r"without calling strategy\.criterion"):
-        strategy.train(stream[1])
+    with pytest.raises(RuntimeError, match=r"ER_ACE trains without calling strategy\.criterion"):
+        strategy.train(make_benchmark().train_stream[0])
+    assert strategy.clock.train_iterations == 0
+
+
+class OwnLoss(Naive):
+    def criterion(self):
+        return F.cross_entropy(self.mb_output, self.mb_y)
+
+
+class OwnLoop(Naive):
+    def training_epoch(self, **kwargs):
+        for batch in self.dataloader:
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            F.cross_entropy(self.model(self.mb_x), self.mb_y).backward()
+            self.optimizer.step()
+            self._after_training_iteration(**kwargs)
+
+
+class LossForNothing(Naive):
+    def training_epoch(self, **kwargs):
+        for batch in self.dataloader:
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self._before_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            self.criterion()
+            self._after_training_iteration(**kwargs)
+
+
+@pytest.mark.parametrize("template", [OwnLoss, OwnLoop, LossForNothing])
+@pytest.mark.parametrize("method", ["ssil", "csd"])
+def test_a_users_template_that_ignores_the_criterion_is_refused_at_its_first_step(method, template):
+    model = Classifier()
+    strategy = template(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10,
+        plugins=[make_plugin(method)],
+        evaluator=None,
+    )
+    with pytest.raises(RuntimeError, match=rf"{template.__name__} trains without calling strategy\.criterion"):
+        strategy.train(make_benchmark().train_stream[0])
+    assert strategy.clock.train_iterations == 0
 
 
 # ---- teacher

@@ -1,6 +1,7 @@
 """What the three methods share: the swap of the criterion, the teacher, and the ledger of classes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from avalanche_contrastive.distributed import check_parallel, rows_of
 from avalanche_contrastive.losses import check_choice
 from avalanche_contrastive.models import ContrastiveModel, frozen_copy, unwrapped
+from avalanche_contrastive.plugins.partners import IGNORING_TEMPLATES, WHOLE_METHODS, check_partners
 from avalanche_contrastive.plugins.streams import (
     PAIR,
     check_stream,
@@ -42,10 +44,13 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             entry; a task's first piece brings all its classes.
         multi_head: whether the model has a head per task.
         terms: the last step's loss terms by name, detached, before weighting.
+        unfit: plugins that have no meaning beside this method, with the reason; refused when training begins.
 
     Args:
         teacher_mode: "eval", or "train" to let the teacher's batch-norm layers normalise by the batch.
     """
+
+    unfit: Mapping[type, str] = WHOLE_METHODS
 
     def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
         super().__init__()
@@ -58,6 +63,8 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self.multi_head = False
         self._current: list[Any] = []  # classes of the current task, as in the ledger
         self._taught = 0  # entries of the ledger that the teacher knows
+        self._trained: nn.Module | None = None  # between experiences: the model that the last one has trained
+        self._step = "idle"  # of an iteration: "idle", "computed" (the objective), "used" (as the loss)
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
@@ -74,7 +81,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         return [classes for classes in self.ledger[: self._taught] if classes]
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse a second method beside this one: each is the whole objective."""
+        """Refuse a second method beside this one, each being the whole objective, and partners without a meaning."""
         check_parallel(strategy, type(self).__name__)
         others = [p for p in strategy.plugins if isinstance(p, MethodPlugin) and p is not self]
         if others:
@@ -89,6 +96,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
                 "strategy starts at its first: teacher, classes and memory of the other run would leak into it. Make "
                 "a new plugin for each run."
             )
+        if isinstance(strategy, IGNORING_TEMPLATES):
+            self._refuse_template(strategy)
+        check_partners(type(self).__name__, self.unfit, strategy.plugins)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse what the method has no meaning for, before Avalanche fails on it.
@@ -97,7 +107,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """
         check_stream(type(self).__name__, strategy.experience, strategy.model)
         if self.ledger and starts_task(strategy.experience):
-            self._take_teacher(strategy)
+            # Not always strategy.model: a plugin before this one may have put a fresh model there (GDumb does).
+            self._take_teacher(strategy.model if self._trained is None else self._trained)
+        self._trained = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note the classes of the task."""
@@ -105,8 +117,25 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self.multi_head = is_multi_task_module(strategy.model)
         if not self.multi_head:
             self._current = classes_of(experience)
+            self._check_brought(strategy)
         elif starts_task(experience) or not self._current:
             self._current = pairs_of(experience)
+
+    def _check_brought(self, strategy: Any) -> None:
+        """Refuse training data of classes that no experience has brought."""
+        targets = getattr(strategy.adapted_dataset, "targets", None)
+        labels = set() if targets is None else {int(c) for c in targets.uniques}
+        if stray := sorted(labels.difference(self._current, self.seen_classes)):
+            raise ValueError(
+                f"{type(self).__name__}: the training data holds the classes {stray}, which neither this experience "
+                f"({self._current}) nor an earlier one has brought, so that they would count as neither new nor old. "
+                f"Does {type(strategy).__name__} train on several experiences at once, as JointTraining does? Train "
+                "on one after the other, or on a stream of a single experience."
+            )
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin a step whose loss has not been computed."""
+        self._step = "idle"
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the objective in the criterion's place, for one call."""
@@ -115,12 +144,22 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Make sure that the objective was the loss."""
-        if _restore_criterion(strategy):
-            raise RuntimeError(
-                f"{type(self).__name__}: {type(strategy).__name__} computes its loss without calling "
-                "strategy.criterion(), so this method's objective would be ignored. Use Naive or another strategy that "
-                "trains with its criterion."
-            )
+        _restore_criterion(strategy)
+        if self._step != "computed":
+            self._refuse_template(strategy)
+        self._step = "used"
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Make sure that the objective was trained on: some templates have a loop without it."""
+        if self._step != "used":
+            self._refuse_template(strategy)
+
+    def _refuse_template(self, strategy: Any) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__}: {type(strategy).__name__} trains without calling strategy.criterion() between "
+            "the forward and the backward pass, so this method's objective would be ignored. Use Naive or another "
+            "strategy that trains with its criterion. (Or does another plugin evaluate between the two?)"
+        )
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
@@ -128,13 +167,14 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The experience's new classes enter the ledger; the model becomes the teacher, if the task is over."""
+        self._trained = strategy.model
         known = set(self.seen_classes)
         self.ledger.append([c for c in self._current if c not in known])
         if not is_piece(strategy.experience):
-            self._take_teacher(strategy)
+            self._take_teacher(strategy.model)
 
-    def _take_teacher(self, strategy: Any) -> None:
-        self.teacher = frozen_copy(strategy.model, batchnorm=self.teacher_mode)
+    def _take_teacher(self, model: nn.Module) -> None:
+        self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
         self._taught = len(self.ledger)
 
     def teacher_forward(self, strategy: Any) -> Tensor:
@@ -187,13 +227,20 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
 
 class _Objective:
-    """Stands in for the criterion for one call and gives it back at once, so that no error can leave it there."""
+    """Stands in for the criterion for one call and gives it back at once, so that no error can leave it there.
+
+    Only the call for the output of the step counts: other plugins may want the user's criterion for outputs of theirs.
+    """
 
     def __init__(self, method: MethodPlugin, strategy: Any) -> None:
         self.method, self.strategy, self.criterion = method, strategy, strategy._criterion
 
     def __call__(self, output: Any, y: Tensor) -> Tensor:
+        if output is not self.strategy.mb_output:
+            loss: Tensor = self.criterion(output, y)
+            return loss
         _restore_criterion(self.strategy)
+        self.method._step = "computed"
         return self.method.objective(self.strategy)
 
 

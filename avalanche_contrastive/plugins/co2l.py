@@ -7,7 +7,7 @@ import torch
 from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
-from avalanche.training.storage_policy import ExemplarsBuffer
+from avalanche.training.storage_policy import ExemplarsBuffer, FeatureBasedExemplarsSelectionStrategy
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,6 +31,7 @@ from avalanche_contrastive.models import (
     own_random_state,
     unwrapped,
 )
+from avalanche_contrastive.plugins.partners import UNFIT_FOR_CO2L, check_order
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
 from avalanche_contrastive.plugins.streams import PAIR, is_piece, pair_codes, pairs_of, starts_task
 
@@ -78,6 +79,8 @@ class Co2LPlugin(ReplayMethodPlugin):
         teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
     """
 
+    unfit = UNFIT_FOR_CO2L
+
     def __init__(
         self,
         mem_size: int = 200,
@@ -120,6 +123,13 @@ class Co2LPlugin(ReplayMethodPlugin):
         check_flag(name, asymmetric=asymmetric, domains=domains, rehearse=rehearse)
         if batch_size_mem is not None and not rehearse:
             raise ValueError(f"{name}: batch_size_mem is {batch_size_mem}, but rehearse=False replays nothing.")
+        by_features = getattr(storage_policy, "selection_strategy", None)
+        if augmentation is None and isinstance(by_features, FeatureBasedExemplarsSelectionStrategy):
+            raise ValueError(
+                f"{name}: {type(by_features).__name__} looks at features under the training transform, which makes "
+                "views where the plugin has no augmentation: it would choose by the wrong images. Give the plugin an "
+                "augmentation, or take another selection of exemplars."
+            )
         check_weight(name, weight=weight)
         check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
         check_choice(name, "readout", readout, ("linear", "ncm"))
@@ -132,22 +142,28 @@ class Co2LPlugin(ReplayMethodPlugin):
         self.readout, self.readout_lr = readout, readout_lr
         self.readout_epochs, self.readout_batch_size = readout_epochs, readout_batch_size
         self._maker: _ViewMaker | None = None
-        self._hook: Any = None
+        self._hooks: list[Any] = []
         self._views: Tensor | None = None
         self._dataset: Any = None
         self._readout_is_stale = False
+        self._fitted_for: tuple[int, ...] = ()  # the state of the model that the read-out was fitted for
         self._labels: list[int] = []  # of the contrast, of the current experience
         self._seen_labels: set[int] = set()
 
     # ---- data: the memory in the dataset, the views in the batch
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse partners without a meaning, and one in the wrong place."""
+        super().before_training(strategy, **kwargs)
+        if self.batch_size_mem is None and self.rehearse:
+            check_order("Co2LPlugin", self, strategy.plugins)
+
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Mix the memory into the experience's dataset."""
         if self.batch_size_mem is not None or not self.rehearse:
             return
-        memory = self.storage_policy.buffer
-        if len(memory) > 0:
-            strategy.adapted_dataset = _union(strategy.adapted_dataset, memory.train())
+        if len(self.memory) > 0:
+            strategy.adapted_dataset = _union(strategy.adapted_dataset, self.memory.train())
         if hasattr(strategy.experience, "task_labels"):
             _check_batch_size(strategy)
 
@@ -174,7 +190,10 @@ class Co2LPlugin(ReplayMethodPlugin):
                     "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
                 )
             self._maker = _ViewMaker(self.augmentation, self.views)
-            self._hook = strategy.model.register_forward_pre_hook(self._maker)
+            self._hooks = [
+                strategy.model.register_forward_pre_hook(self._maker),
+                strategy.model.register_forward_hook(self._maker.keep),
+            ]
         elif not model.has_views(x) or (model.sample_ndim is None and x.ndim != 5):
             raise ValueError(
                 f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
@@ -184,14 +203,14 @@ class Co2LPlugin(ReplayMethodPlugin):
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the views for the teacher; put the objective in the criterion's place."""
-        self._views = None if self._maker is None else self._maker.stacked
+        self._views = None if self._maker is None else self._maker.views_of(strategy.mb_output)
         self._unhook()
         super().after_forward(strategy, **kwargs)
 
     def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._maker = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._maker = [], None
 
     # ---- loss
 
@@ -250,6 +269,7 @@ class Co2LPlugin(ReplayMethodPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Hand the metrics, which come next, class scores of the batch."""
+        super().after_training_iteration(strategy, **kwargs)
         self._readout_is_stale = True
         self._views = None
         if strategy.mb_output is None or strategy.mb_output.ndim != 3:
@@ -269,7 +289,7 @@ class Co2LPlugin(ReplayMethodPlugin):
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """After the last epoch, refit before any plugin looks at the trained model's logits."""
         super().after_training_epoch(strategy, **kwargs)
-        if strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
+        if strategy.clock.train_exp_epochs + 1 == strategy.train_epochs or strategy._stop_training:
             self._refit(strategy)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -280,10 +300,13 @@ class Co2LPlugin(ReplayMethodPlugin):
         super().after_training_exp(strategy, **kwargs)
 
     def _refit(self, strategy: Any) -> None:
-        if not self._readout_is_stale or self._dataset is None:
+        if self._dataset is None:
             return
-        readout = _contrastive(strategy.model).readout
-        parts = [data for data in (self._dataset, self.storage_policy.buffer) if len(data) > 0]
+        model = _contrastive(strategy.model)
+        if not self._readout_is_stale and self._fitted_for == _state_of(model):
+            return
+        readout = model.readout
+        parts = [data for data in (self._dataset, self.memory) if len(data) > 0]
         with own_random_state():
             if isinstance(readout, TaskReadOuts):
                 readout.forget()
@@ -292,7 +315,7 @@ class Co2LPlugin(ReplayMethodPlugin):
                     readout.fit(task, *self._fitted(strategy, own), unit=self.readout == "ncm")
             else:
                 readout.fit(*self._fitted(strategy, parts), unit=self.readout == "ncm")
-        self._readout_is_stale = False
+        self._readout_is_stale, self._fitted_for = False, _state_of(model)
 
     def _fitted(self, strategy: Any, parts: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Class ids (C,), weight (C, D) and bias (C,) of a read-out of some datasets together."""
@@ -310,15 +333,26 @@ class Co2LPlugin(ReplayMethodPlugin):
 
 
 class _ViewMaker:
-    """A forward pre-hook that gives the model views of its batch, and keeps them."""
+    """A forward pre-hook that gives the model views of its batch, and keeps them by what the model made of them."""
 
     def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int) -> None:
         self.augmentation, self.views = augmentation, views
         self.stacked: Tensor | None = None
+        self.kept: list[tuple[Any, Tensor | None]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ViewMaker":
+        return _ViewMaker(self.augmentation, self.views)  # a copy of the model gets views, but keeps its own
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self.stacked = stack_views(args[0], self.augmentation, self.views)
         return (self.stacked, *args[1:])
+
+    def keep(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.kept.append((output, self.stacked))
+
+    def views_of(self, output: Any) -> Tensor | None:
+        """The views that gave an output; another plugin may have called the model since."""
+        return next((views for result, views in self.kept if result is output), self.stacked)
 
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
@@ -334,6 +368,12 @@ def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
 def _of_task(data: Any, task: int) -> Any:
     """The samples of a dataset with one task label."""
     return data.subset(data.targets_task_labels.val_to_idx.get(task, []))
+
+
+def _state_of(model: ContrastiveModel) -> tuple[int, ...]:
+    """Changes whenever the encoder does, by a step or by a plugin that loads other weights (early stopping)."""
+    tensors = [*model.encoder.parameters(), *model.encoder.buffers()]
+    return (id(model), *(tensor._version for tensor in tensors))
 
 
 def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor:

@@ -49,11 +49,27 @@ class ReplayMethodPlugin(MethodPlugin):
         self.mem_size = mem_size
         self.batch_size_mem = batch_size_mem
         self.storage_policy = make_storage(name, mem_size, storage_policy)
+        self._memory: Any = None
+
+    @property
+    def memory(self) -> Any:
+        """The exemplars of the earlier experiences, an Avalanche dataset.
+
+        Read once per experience: most of Avalanche's buffers put it together anew each time they are asked.
+        """
+        if self._memory is None:
+            self._memory = self.storage_policy.buffer
+        return self._memory
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """The teacher; and the memory as it is by now."""
+        super().before_train_dataset_adaptation(strategy, **kwargs)
+        self._memory = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a memory that is not empty at the start."""
         super().before_training_exp(strategy, **kwargs)
-        if not self.ledger and (stored := len(self.storage_policy.buffer)):
+        if not self.ledger and (stored := len(self.memory)):
             raise ValueError(
                 f"{type(self).__name__}: the storage policy holds {stored} samples before the first experience. Is it "
                 "another plugin's too, or left from an earlier run? Give each plugin one of its own."
@@ -69,11 +85,10 @@ class ReplayMethodPlugin(MethodPlugin):
         """Add the replayed rows to whatever loader the other plugins have settled on by now."""
         if self.batch_size_mem is None or isinstance(strategy.dataloader, ReplayLoader):
             return
-        memory = self.storage_policy.buffer
-        if len(memory) > 0:
+        if len(self.memory) > 0:
             seed = own_seed(len(self.ledger), strategy.clock.train_exp_epochs)
             strategy.dataloader = ReplayLoader(
-                strategy.dataloader, memory.train(), self.batch_size_mem, seed=seed, num_workers=num_workers
+                strategy.dataloader, self.memory.train(), self.batch_size_mem, seed=seed, num_workers=num_workers
             )
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -86,7 +101,23 @@ class ReplayMethodPlugin(MethodPlugin):
         super().after_training_exp(strategy, **kwargs)
         # Avalanche's herding leaves the model in evaluation mode.
         with own_random_state(len(self.ledger)), preserved_modes(strategy.model):
+            self._store(strategy)
+        self._memory = None
+
+    def _store(self, strategy: Any) -> None:
+        if self.mem_size == 0:
+            return  # Avalanche's herding fails on nothing to choose from
+        try:
             self.storage_policy.post_adapt(strategy, strategy.experience)
+        except (RuntimeError, ValueError) as error:
+            groups = getattr(self.storage_policy, "buffer_groups", {}).values()
+            if all(len(group.buffer) > 0 for group in groups):
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: the storage policy cannot update a group without exemplars: {self.mem_size} "
+                f"for {len(groups)} groups or more (classes or experiences, by its groupby=). Avalanche's selection by "
+                "features, as in herding, needs one of each at least. Take a larger mem_size, or another policy."
+            ) from error
 
 
 def _by_update(storage_policy: ExemplarsBuffer) -> bool:
