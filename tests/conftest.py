@@ -5,11 +5,20 @@ import torch
 from avalanche.benchmarks import class_incremental_benchmark, nc_benchmark
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training.determinism.rng_manager import RNGManager
+from compatibility import COMMAND, Compatibility
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
 ORDER = [3, 8, 1, 6, 0, 9, 2, 7, 5, 4]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-compatibility", action="store_true", help=f"write docs/compatibility.md; see {COMMAND}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Compatibility(write=config.getoption("--write-compatibility")))
 
 
 class Images(TensorDataset):
