@@ -6,7 +6,10 @@ READY := $(VENV)/.ready
 # The three methods and what they are usually held against; `run` without names has the whole main table.
 ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 
-.PHONY: install benchmark notebooks test test-slow lint types clean
+# The tests that docs/compatibility.md is written from.
+MATRICES := $(wildcard tests/test_stream_matrix.py tests/test_partners.py tests/test_buffers.py)
+
+.PHONY: install benchmark notebooks compatibility test test-slow lint types clean
 
 install: $(READY)
 
@@ -23,6 +26,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+compatibility: $(READY)
+	$(BIN)/python -m pytest -m "" --write-compatibility $(MATRICES)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/build.py --check
