@@ -9,7 +9,7 @@ and also under autocast (but ``torch.set_float32_matmul_precision`` holds here, 
 Wrong shapes and values, an empty batch among them, raise ``ValueError``.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -420,10 +420,10 @@ def check_weight(name: str, **values: float) -> None:
             raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value!r}.")
 
 
-def check_count(name: str, minimum: int, **values: int) -> None:
+def check_count(name: str, minimum: int, **values: Any) -> None:
     """Refuse values that are not whole numbers >= minimum."""
     for argument, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
             raise ValueError(f"{name}: {argument} must be a whole number >= {minimum}, got {value!r}.")
 
 

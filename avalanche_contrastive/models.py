@@ -300,6 +300,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
+def compiled_in_place(model: nn.Module) -> bool:
+    """Whether the module compiles its own call (``model.compile()``), hooks included: one added later may not run."""
+    return getattr(model, "_compiled_call_impl", None) is not None
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether a call of the model runs compiled code, by ``torch.compile(model)`` or ``model.compile()``."""
+    return any(hasattr(module, "_orig_mod") or compiled_in_place(module) for module in model.modules())
+
+
 def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval") -> nn.Module:
     """A teacher: a deep copy in evaluation mode, without gradients.
 
@@ -402,11 +412,31 @@ class _Tap:
         return next((noted for given, noted in self.passes if given is result), last)
 
 
+class _AsWritten:
+    """A forward hook that has compiled models run as they were written until the pass ends, well or badly.
+
+    Compiled code has the hooks of the call that it was compiled for; torch does not look whether others came since.
+    """
+
+    def __init__(self) -> None:
+        self._stance: Any = torch.compiler.set_stance("force_eager")
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let compiled code run again, as far as it did before."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+        self._stance = None
+
+
 class FeatureCapture:
     """Features of any model: what enters the last classifier layer to run, or what leaves a layer named by the user.
 
     Classifier layers are ``nn.Linear`` and Avalanche's heads. The hooks live from ``attach`` to ``take``, around one
-    forward pass: a copy of the model made at any other time carries none.
+    forward pass: a copy of the model made at any other time carries none. That pass of a compiled model is not
+    compiled.
 
     Args:
         layer: name of a layer as in ``model.named_modules()``, whose *output* is taken; None: the *input* of the last
@@ -419,14 +449,21 @@ class FeatureCapture:
         self.layer = layer
         self._tap = _Tap()
         self._handles: list[Any] = []
+        self._as_written: _AsWritten | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Listen to the next forward pass of the model."""
         self.detach()
-        model = unwrapped(model)
-        self._tap = _Tap(multi_task=is_multi_task_module(model))
+        plain = unwrapped(model)
+        self._tap = _Tap(multi_task=is_multi_task_module(plain))
         if self._tap.multi_task:
-            self._handles.append(model.register_forward_pre_hook(self._tap.read_tasks, with_kwargs=True))
+            self._handles.append(plain.register_forward_pre_hook(self._tap.read_tasks, with_kwargs=True))
+        self._listen(plain)
+        if compiled(model):
+            self._as_written = _AsWritten()
+            self._handles.append(model.register_forward_hook(self._as_written, always_call=True))
+
+    def _listen(self, model: nn.Module) -> None:
         if self.layer is not None:
             named = dict(model.named_modules())
             if self.layer not in named:
@@ -479,9 +516,11 @@ class FeatureCapture:
 
     def detach(self) -> None:
         """Remove the hooks; harmless when there are none."""
+        if self._as_written is not None:
+            self._as_written.end()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._as_written = [], None
         self._tap = _Tap()
 
     @contextmanager

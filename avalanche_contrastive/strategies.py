@@ -16,6 +16,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, MethodPlugin, SSILPlugin
+from avalanche_contrastive.plugins.checks import check_template
 
 __all__ = ["CSD", "SSIL", "Co2L"]
 
@@ -32,8 +33,7 @@ class _MethodStrategy(SupervisedTemplate):
     def __init__(self, *, method: MethodPlugin, criterion: Any, plugins: Sequence[Any] | None, **template: Any) -> None:
         if criterion is None:
             criterion = nn.CrossEntropyLoss()
-        if plugins is not None and not isinstance(plugins, Sequence):
-            raise TypeError(f"{type(self).__name__}: plugins must be a list of plugins, got {type(plugins).__name__}.")
+        check_template(type(self).__name__, criterion=criterion, plugins=plugins, **template)
         super().__init__(criterion=criterion, plugins=[method, *(plugins or [])], **template)
         self.method = method
 

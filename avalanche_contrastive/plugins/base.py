@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from avalanche_contrastive.distributed import check_parallel, rows_of
 from avalanche_contrastive.losses import check_choice
-from avalanche_contrastive.models import ContrastiveModel, frozen_copy, unwrapped
+from avalanche_contrastive.models import ContrastiveModel, compiled_in_place, frozen_copy, unwrapped
+from avalanche_contrastive.plugins.checks import (
+    LabelCheck,
+    Witness,
+    check_finite,
+    check_loss,
+    check_optimizer,
+    position,
+)
 from avalanche_contrastive.plugins.partners import IGNORING_TEMPLATES, WHOLE_METHODS, check_partners
 from avalanche_contrastive.plugins.streams import (
     PAIR,
@@ -65,6 +73,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self._taught = 0  # entries of the ledger that the teacher knows
         self._trained: nn.Module | None = None  # between experiences: the model that the last one has trained
         self._step = "idle"  # of an iteration: "idle", "computed" (the objective), "used" (as the loss)
+        self._where = ""  # in the stream, in words
+        self._check_labels = LabelCheck()
+        self._witness: Any = None  # the handle of its hook, during a forward pass
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
@@ -99,12 +110,19 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if isinstance(strategy, IGNORING_TEMPLATES):
             self._refuse_template(strategy)
         check_partners(type(self).__name__, self.unfit, strategy.plugins)
+        if not self.ledger:  # later the model may have grown past the optimiser's parameters
+            check_optimizer(type(self).__name__, strategy)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse what the method has no meaning for, before Avalanche fails on it.
 
         The teacher is the model as the last task left it, whatever other plugins did to it at its end.
         """
+        if len(strategy.experience.dataset) == 0:
+            raise ValueError(
+                f"{type(self).__name__}: experience {strategy.experience.current_experience} has no sample. Leave it "
+                "out of the stream: train on those experiences whose dataset is not empty."
+            )
         check_stream(type(self).__name__, strategy.experience, strategy.model)
         if self.ledger and starts_task(strategy.experience):
             # Not always strategy.model: a plugin before this one may have put a fresh model there (GDumb does).
@@ -137,8 +155,31 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """Begin a step whose loss has not been computed."""
         self._step = "idle"
 
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a batch of broken images or labels before batch statistics or weights have seen it."""
+        self._dismiss_witness()
+        name, x, y = type(self).__name__, strategy.mb_x, strategy.mb_y
+        self._where = position(strategy)
+        check_finite(name, self._where, x, y)
+        current, seen = self._current, self.seen_classes
+        if self.multi_head:
+            current, seen = [c for _, c in current], [c for _, c in seen]
+        self._check_labels(name, self._where, y, len(x), current, seen)
+        if not compiled_in_place(strategy.model):  # what compiles its own call compiles its hooks with it
+            self._witness = strategy.model.register_forward_hook(Witness(name, self._where), always_call=True)
+
+    def _dismiss_witness(self) -> None:
+        if self._witness is not None:
+            self._witness.remove()
+        self._witness = None
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse broken images in evaluation, too: a figure that counts them would say nothing."""
+        check_finite(type(self).__name__, position(strategy), strategy.mb_x, strategy.mb_y)
+
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the objective in the criterion's place, for one call."""
+        self._dismiss_witness()
         _restore_criterion(strategy)
         strategy._criterion = _Objective(self, strategy)
 
@@ -163,6 +204,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
+        self._dismiss_witness()
         _restore_criterion(strategy)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -241,7 +283,9 @@ class _Objective:
             return loss
         _restore_criterion(self.strategy)
         self.method._step = "computed"
-        return self.method.objective(self.strategy)
+        loss = self.method.objective(self.strategy)
+        check_loss(type(self.method).__name__, self.method._where, self.strategy, loss, self.method.terms)
+        return loss
 
 
 def _restore_criterion(strategy: Any) -> bool:

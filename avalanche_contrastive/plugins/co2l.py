@@ -25,12 +25,14 @@ from avalanche_contrastive.losses import (
 )
 from avalanche_contrastive.models import (
     ContrastiveModel,
+    compiled_in_place,
     embed_dataset,
     fit_linear,
     fit_nearest_mean,
     own_random_state,
     unwrapped,
 )
+from avalanche_contrastive.plugins.checks import check_finite
 from avalanche_contrastive.plugins.partners import UNFIT_FOR_CO2L, check_order
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
 from avalanche_contrastive.plugins.streams import PAIR, is_piece, pair_codes, pairs_of, starts_task
@@ -144,6 +146,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._maker: _ViewMaker | None = None
         self._hooks: list[Any] = []
         self._views: Tensor | None = None
+        self._plain: Tensor | None = None  # the batch without views, while the views are in its place
         self._dataset: Any = None
         self._readout_is_stale = False
         self._fitted_for: tuple[int, ...] = ()  # the state of the model that the read-out was fitted for
@@ -181,6 +184,7 @@ class Co2LPlugin(ReplayMethodPlugin):
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Have the views made when the model is called: whatever other plugins make of the batch until then is in."""
         self._unhook()
+        super().before_forward(strategy, **kwargs)
         model, x = _contrastive(strategy.model), strategy.mb_x
         if self.augmentation is not None:
             if model.has_views(x):
@@ -189,11 +193,15 @@ class Co2LPlugin(ReplayMethodPlugin):
                     f"augmentation to make them, got {tuple(x.shape)}. Leave one out: TwoViews in the stream's "
                     "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
                 )
-            self._maker = _ViewMaker(self.augmentation, self.views)
-            self._hooks = [
-                strategy.model.register_forward_pre_hook(self._maker),
-                strategy.model.register_forward_hook(self._maker.keep),
-            ]
+            self._maker = _ViewMaker(self.augmentation, self.views, self._where, strategy.mb_y)
+            if compiled_in_place(strategy.model):  # such a model may not run hooks
+                self._plain = x
+                (strategy.mbatch[0],) = self._maker(strategy.model, (x,))
+            else:
+                self._hooks = [
+                    strategy.model.register_forward_pre_hook(self._maker),
+                    strategy.model.register_forward_hook(self._maker.keep),
+                ]
         elif not model.has_views(x) or (model.sample_ndim is None and x.ndim != 5):
             raise ValueError(
                 f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
@@ -204,13 +212,15 @@ class Co2LPlugin(ReplayMethodPlugin):
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the views for the teacher; put the objective in the criterion's place."""
         self._views = None if self._maker is None else self._maker.views_of(strategy.mb_output)
+        if self._plain is not None:
+            strategy.mbatch[0], self._plain = self._plain, None
         self._unhook()
         super().after_forward(strategy, **kwargs)
 
     def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._maker = [], None
+        self._hooks, self._maker, self._plain = [], None, None
 
     # ---- loss
 
@@ -325,6 +335,7 @@ class Co2LPlugin(ReplayMethodPlugin):
             embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in parts if len(data) > 0
         ]
         features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded])
+        _check_features(features)
         if self.readout == "ncm":
             return fit_nearest_mean(features, y)
         return fit_linear(
@@ -335,16 +346,19 @@ class Co2LPlugin(ReplayMethodPlugin):
 class _ViewMaker:
     """A forward pre-hook that gives the model views of its batch, and keeps them by what the model made of them."""
 
-    def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int) -> None:
-        self.augmentation, self.views = augmentation, views
+    def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int, where: str, y: Tensor) -> None:
+        self.augmentation, self.views, self.where, self.y = augmentation, views, where, y
         self.stacked: Tensor | None = None
         self.kept: list[tuple[Any, Tensor | None]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ViewMaker":
-        return _ViewMaker(self.augmentation, self.views)  # a copy of the model gets views, but keeps its own
+        return _ViewMaker(
+            self.augmentation, self.views, self.where, self.y
+        )  # a copy of the model gets views, but keeps its own
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self.stacked = stack_views(args[0], self.augmentation, self.views)
+        check_finite("Co2LPlugin", self.where, self.stacked, self.y, "views that the augmentation made of the images")
         return (self.stacked, *args[1:])
 
     def keep(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -353,6 +367,15 @@ class _ViewMaker:
     def views_of(self, output: Any) -> Tensor | None:
         """The views that gave an output; another plugin may have called the model since."""
         return next((views for result, views in self.kept if result is output), self.stacked)
+
+
+def _check_features(features: Tensor) -> None:
+    if not bool(features.isfinite().all()):
+        broken = int((~features.isfinite().all(dim=1)).sum())
+        raise ValueError(
+            f"Co2LPlugin: {broken} of the {len(features)} features to fit the read-out to are not finite. Do the "
+            "evaluation transforms give NaN where the training ones do not, or has the encoder diverged?"
+        )
 
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
@@ -416,8 +439,15 @@ def _mix_uniformly(strategy: Any) -> None:
 
 
 def _union(current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
-    parts = len(current[0])
-    if len(memory[0]) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none
+    ours, stored = current[0], memory[0]
+    if getattr(ours[0], "shape", None) != getattr(stored[0], "shape", None):
+        raise ValueError(
+            f"Co2LPlugin: images of this experience have shape {tuple(ours[0].shape)}, those in the memory "
+            f"{tuple(stored[0].shape)}, and one batch holds both. Give all experiences images of one size, by a "
+            "transform that resizes them."
+        )
+    parts = len(ours)
+    if len(stored) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none
         targets = DataAttribute(list(memory.targets), "targets")
         memory = make_avalanche_dataset(_Trimmed(memory, parts), data_attributes=[targets])
     return current.concat(memory)

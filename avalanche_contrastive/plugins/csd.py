@@ -86,6 +86,7 @@ class CSDPlugin(MethodPlugin):
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Listen for the features of this step."""
+        super().before_forward(strategy, **kwargs)
         if self.multi_head and self.teacher is not None and not self._heads_share:
             self._check_heads(strategy)
         self.capture.attach(strategy.model)
@@ -94,6 +95,11 @@ class CSDPlugin(MethodPlugin):
         """Take the features; put the objective in the criterion's place."""
         self._features = rows_of(strategy).whole(self.capture.take(strategy.mb_output))
         super().after_forward(strategy, **kwargs)
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Listen no longer, if a training step has failed."""
+        super().before_eval(strategy, **kwargs)
+        self.capture.detach()
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""

@@ -213,4 +213,9 @@ def _joined(batch: Any, rows: Any) -> list[Tensor]:
             f"a current sample has {len(batch)} parts but a replayed one {len(rows)}: the training dataset carries "
             "attributes that the buffer does not. Does another plugin add some to strategy.adapted_dataset?"
         )
+    if batch[0].shape[1:] != rows[0].shape[1:]:
+        raise ValueError(
+            f"a current sample has shape {tuple(batch[0].shape[1:])} but a replayed one {tuple(rows[0].shape[1:])}: "
+            "one batch holds both. Give all experiences images of one size, by a transform that resizes them."
+        )
     return [torch.cat([current, replayed]) for current, replayed in zip(batch, rows, strict=False)]
