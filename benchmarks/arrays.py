@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,8 @@ def label_array(where: str, labels: Array, images: int) -> Array:
         raise ValueError(f"{where}: {len(labels):,} of them for {images:,} images.")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"{where}: must be integers from 0, the lowest is {labels.min()}.")
+    if len(labels) and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{where}: must be integers from 0 to K - 1, the highest is {labels.max()}.")
     flat: Array = labels.reshape(-1).astype(np.int64)
     return flat
 
@@ -221,6 +224,8 @@ def sizes_and_colour(paths: Sequence[Any]) -> tuple[set[tuple[int, int]], bool]:
     grey = True
     for path in paths:
         try:
+            if not Path(path).is_file():  # opening a pipe would wait for ever
+                raise OSError("it is no file, or a link to none")
             with Image.open(path) as image:
                 mode, size = image.mode, image.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -17,6 +17,7 @@ from benchmarks.files import check_writable, write_text
 from benchmarks.pool import Job, Progress, run_jobs
 
 OWN_SUITE = "own_data"
+MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
 LIST_TEXT = """\
 A row is one TOML file in benchmarks/configs/SUITE/ that says only what differs from the defaults: the method, and
@@ -454,6 +455,8 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise argparse.ArgumentTypeError(f"expected seeds such as 0-2 or 0,3,5, got {text!r}")
+        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"expected at most {MOST_SEEDS} seeds, got {text!r}")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -136,7 +137,7 @@ def suites() -> list[str]:
 def folder(suite: str) -> Path:
     """Where the suite's configs are."""
     path = CONFIGS / suite
-    if not suite or not path.is_dir():
+    if suite not in suites():  # a name, no path
         raise ValueError(f"no suite named {suite!r}{nearest(suite, suites())}")
     return path
 
@@ -211,12 +212,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or not valid TOML; the message names it.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark of order
     except FileNotFoundError:
         raise ValueError(f"{path}: no such config file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: expected a TOML file, this is a folder") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -270,7 +271,7 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, defaults)}")
         want = type(defaults[key])
         if want is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < sys.float_info.max else float("inf")
         if want is tuple and isinstance(value, list) and all(type(item) is int for item in value):
             value = tuple(value)
         if type(value) is not want:

@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected JSON written by `python -m benchmarks`, could not read it: {error}"
         ) from error

@@ -1,5 +1,6 @@
 """Your own data: a `.npz` in MedMNIST's key layout, or a folder with a folder of images for each class."""
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -43,6 +44,8 @@ def load_own(path: str) -> Arrays:
         return load_folder(found)
     if not found.exists():
         raise ValueError(f"{found}: no such file or folder.")
+    if not found.is_file():
+        raise ValueError(f"{found}: expected a .npz file or a folder of images, this is a device or a pipe.")
     return load_npz(found)
 
 
@@ -175,7 +178,24 @@ class _Folders(ImageFolder):
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if lost := [entry.name for entry in entries if entry.is_symlink() and not entry.exists()]:
+        raise ValueError(f"{path}: {lost[0]} is a link to nothing. Is it a class whose folder was moved?")
+    return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _check_links(root: Path) -> None:
+    """Refuse links that lead back to a folder around them: images would be found again, under another class.
+
+    Raises:
+        ValueError: naming the link.
+    """
+    for place, names, _ in os.walk(root, followlinks=True):
+        inside = os.path.join(os.path.realpath(place), "")
+        for link in (os.path.join(place, name) for name in names):
+            target = os.path.realpath(link)
+            if os.path.islink(link) and inside.startswith(os.path.join(target, "")):
+                raise ValueError(f"{link}: a link to {target}, which it is in itself: its images would come again.")
 
 
 def load_folder(path: Path) -> Arrays:
@@ -192,6 +212,7 @@ def load_folder(path: Path) -> Arrays:
         ValueError: no class folders, an empty one, other classes in test than in train, folders that could be parts or
             classes, an unreadable image.
     """
+    _check_links(path)
     places = _part_folders(path)
     folders = {part: _class_folders(place) for part, place in places.items()}
     classes = next(iter(folders.values())).classes

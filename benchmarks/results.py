@@ -16,12 +16,12 @@ from benchmarks.configs import (
     Row,
     completed,
     load_row,
-    plain_defaults,
     row_files,
     row_order,
     same_config,
 )
 from benchmarks.files import read_json, write_json
+from benchmarks.schema import check_result
 
 CHECKPOINTS = ".checkpoints"  # folder beside the results
 
@@ -53,7 +53,10 @@ def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
         stored = read_json(result_path(folder, row.name, seed))
     except (FileNotFoundError, ValueError):
         return None
-    return stored if isinstance(stored, dict) and isinstance(stored.get("config"), dict) else None
+    config = stored.get("config") if isinstance(stored, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("options", {}), dict):
+        return None
+    return stored if isinstance(config.get("method", ""), str) else None
 
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:
@@ -130,24 +133,12 @@ def load_results(folder: Path) -> dict[str, list[Result]]:
     return grouped
 
 
-NEEDED = ("row", "config", "seed", "evaluated_on", "accuracy_matrix", "test_images", "versions", "device", "readout")
-
-
 def _checked(path: Path, result: Any) -> dict[str, Any]:
     """A result with its config complete, or an error that names the file."""
-    if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
-        raise ValueError(f"{path}: expected the result of a run, a JSON object with a config")
-    if missing := [key for key in NEEDED if key not in result]:
-        raise ValueError(f"{path}: not a whole result of a run, it lacks {', '.join(missing)}")
-    unknown = [key for key in result["config"] if key not in plain_defaults()]
-    if unknown:
-        raise ValueError(
-            f"{path}: its config has {', '.join(unknown)}, unknown here. Was it written by a newer version?"
-        )
+    check_result(path, result)
     if path.name != result_path(path.parent, result["row"], result["seed"]).name:
         raise ValueError(f"{path}: holds row {result['row']!r}, seed {result['seed']}. Was the file renamed or copied?")
-    result["config"] = completed(result["config"])
-    return result
+    return {**result, "config": completed(result["config"])}
 
 
 def load_all(root: Path) -> dict[str, Grouped]:

@@ -16,6 +16,7 @@ from avalanche_contrastive.distributed import rows_of
 from avalanche_contrastive.heads import TaskReadOuts
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
+    came,
     check_choice,
     check_count,
     check_flag,
@@ -440,11 +441,10 @@ def _mix_uniformly(strategy: Any) -> None:
 
 def _union(current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
     ours, stored = current[0], memory[0]
-    if getattr(ours[0], "shape", None) != getattr(stored[0], "shape", None):
+    if came(ours[0]) != came(stored[0]):
         raise ValueError(
-            f"Co2LPlugin: images of this experience have shape {tuple(ours[0].shape)}, those in the memory "
-            f"{tuple(stored[0].shape)}, and one batch holds both. Give all experiences images of one size, by a "
-            "transform that resizes them."
+            f"Co2LPlugin: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
+            "one batch holds both. Give all experiences samples of one size and type, by a transform."
         )
     parts = len(ours)
     if len(stored) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none

@@ -13,7 +13,7 @@ from avalanche.training.storage_policy import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from avalanche_contrastive.losses import check_count
+from avalanche_contrastive.losses import came, check_count
 from avalanche_contrastive.models import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.plugins.base import MethodPlugin
 from avalanche_contrastive.plugins.streams import is_piece
@@ -213,9 +213,11 @@ def _joined(batch: Any, rows: Any) -> list[Tensor]:
             f"a current sample has {len(batch)} parts but a replayed one {len(rows)}: the training dataset carries "
             "attributes that the buffer does not. Does another plugin add some to strategy.adapted_dataset?"
         )
-    if batch[0].shape[1:] != rows[0].shape[1:]:
-        raise ValueError(
-            f"a current sample has shape {tuple(batch[0].shape[1:])} but a replayed one {tuple(rows[0].shape[1:])}: "
-            "one batch holds both. Give all experiences images of one size, by a transform that resizes them."
-        )
+    for number, (current, replayed) in enumerate(zip(batch, rows, strict=False)):
+        if (current.shape[1:], current.dtype) != (replayed.shape[1:], replayed.dtype):  # torch would mix the types
+            raise ValueError(
+                f"{('images', 'labels')[number] if number < 2 else f'parts {number}'} of this experience are "
+                f"{came(current[0])}, those in the memory {came(replayed[0])}, and one batch holds both. Give all "
+                "experiences samples of one size and type, by a transform."
+            )
     return [torch.cat([current, replayed]) for current, replayed in zip(batch, rows, strict=False)]
