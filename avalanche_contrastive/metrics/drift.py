@@ -50,7 +50,8 @@ def relation_drift(
     total = torch.zeros((), dtype=torch.float64, device=z.device)
     for rows in torch.arange(len(z), device=z.device).split(max(1, WORKING_SET // len(z))):
         own = (torch.arange(len(rows), device=z.device), rows)
-        target, relation = t[rows] @ t.T / teacher_temperature, z[rows] @ z.T / temperature
+        with torch.autocast(z.device.type, enabled=False):
+            target, relation = t[rows] @ t.T / teacher_temperature, z[rows] @ z.T / temperature
         target[own] = relation[own] = -torch.inf
         log_sum = relation.logsumexp(dim=1)
         relation[own] = 0.0  # the target has no weight there, and 0 * infinity is nan

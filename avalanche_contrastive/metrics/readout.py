@@ -91,7 +91,8 @@ class _Linear:
         features = features.float() if self.origin is None else features.float() - self.origin
         if self.unit:
             features = F.normalize(features, dim=1)
-        return self.classes[F.linear(features, self.weight, self.bias).argmax(dim=1)]
+        with torch.autocast(features.device.type, enabled=False):
+            return self.classes[F.linear(features, self.weight, self.bias).argmax(dim=1)]
 
 
 @dataclass(frozen=True)

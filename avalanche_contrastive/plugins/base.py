@@ -202,6 +202,10 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             "strategy that trains with its criterion. (Or does another plugin evaluate between the two?)"
         )
 
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Have autocast round the new weights: around a whole training it would keep its copies of the first ones."""
+        torch.clear_autocast_cache()
+
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
         self._dismiss_witness()

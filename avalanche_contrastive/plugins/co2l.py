@@ -407,7 +407,8 @@ def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor
     (B,) do not count.
     """
     z = z.float()
-    similarity = z[:, 0] @ z[:, 1].T
+    with torch.autocast(z.device.type, enabled=False):
+        similarity = z[:, 0] @ z[:, 1].T
     own = heads[:, None] == heads
     alone = ((y[:, None] == y) & own).sum(dim=1) == 1
     similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]

@@ -122,6 +122,7 @@ class CSDPlugin(MethodPlugin):
         return torch.stack([weight * term for _, weight, term in parts]).sum()
 
     def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # a model may compute in half precision
         groups = self.class_groups(logits, [self._current])  # names a head too narrow for the classes, in any form
         if self.ce == "all":
             return F.cross_entropy(logits, y)
