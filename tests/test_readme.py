@@ -27,7 +27,7 @@ def test_the_code_in_the_readme_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("avalanche.benchmarks.SplitMNIST", split_digits)
     text = README.read_text().replace(OWN_METHOD, "").replace(PROCESSES, "")  # that one is in test_distributed
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope = {}
     for block in blocks:
         exec(block, scope)
