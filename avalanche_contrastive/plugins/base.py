@@ -246,7 +246,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """The index of the group that each column of ``like`` (B, K) is in, (K,); -1 in none."""
         index = torch.full((like.shape[1],), -1, device=like.device)
         for number, classes in enumerate(groups):
-            if classes and max(classes) >= len(index):
+            if not classes:  # of an experience that brought no class
+                continue
+            if max(classes) >= len(index):
                 raise ValueError(
                     f"{type(self).__name__}: class {max(classes)} has no logit, the model gives {len(index)} only. "
                     "Make its last layer as wide as the largest class id + 1, or use a growing head "
