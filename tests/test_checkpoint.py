@@ -1,5 +1,6 @@
 """A strategy that is saved, built again, restored and trained on ends bit for bit where an undisturbed one ends."""
 
+import random
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,14 @@ from avalanche.models import IncrementalClassifier, MTSimpleMLP, SCRModel
 from avalanche.models.cosine_layer import CosineIncrementalClassifier
 from avalanche.training import DER, ER_ACE, EWC, Cumulative, GDumb, LwF, Naive, Replay, SynapticIntelligence
 from avalanche.training.determinism.rng_manager import RNGManager
-from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LRSchedulerPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.plugins import (
+    EvaluationPlugin,
+    EWCPlugin,
+    LRSchedulerPlugin,
+    LwFPlugin,
+    ReplayPlugin,
+    SupervisedPlugin,
+)
 from avalanche.training.storage_policy import (
     ClassBalancedBuffer,
     ExperienceBalancedBuffer,
@@ -305,6 +313,27 @@ def test_class_means_that_are_no_parameters(tmp_path):
     undisturbed, resumed, strategy = interrupt(run, small(), tmp_path / "a.pt")
     assert differing(undisturbed, resumed) == []
     assert set(strategy.model.eval_classifier.class_means_dict) == set(range(10))
+
+
+def test_sets_are_gone_through_in_the_same_order(tmp_path):
+    """Sums follow the order of a set of classes, and so do the sizes of a memory's groups."""
+    draw = random.Random(0)
+    plugin = SupervisedPlugin()
+    plugin.grown = [set() for _ in range(30)]
+    for _ in range(12):
+        for number, classes in enumerate(plugin.grown):
+            new = [draw.randrange(1000) for _ in range(draw.randint(1, 9))]
+            plugin.grown[number] = classes.union(new) if number % 2 else classes | set(new)
+    model = classifier()
+    strategy = Naive(model=model, optimizer=sgd(model), plugins=[plugin], **common())
+    checkpoint.save(strategy, tmp_path / "a.pt")
+    other = SupervisedPlugin()
+    other.grown = []
+    model = classifier()
+    checkpoint.restore(Naive(model=model, optimizer=sgd(model), plugins=[other], **common()), tmp_path / "a.pt")
+    assert [list(classes) for classes in other.grown] == [list(classes) for classes in plugin.grown]
+    hard = [classes for classes in plugin.grown if list(set(list(classes))) != list(classes)]  # noqa: C414
+    assert hard
 
 
 # ---- metrics

@@ -45,7 +45,7 @@ def start(*words, **named):
     )
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=180.0):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "this took too long"

@@ -222,7 +222,6 @@ class Shelf:
                     atoms, indices=(position + starts[spec["which"].long().numpy()]).tolist() if atoms else None
                 )
         data = kind([flat.with_transforms(spec["group"])], data_attributes=list(values.values()))
-        data._flat_data._transform_groups.current_group = spec["group"]
         data.collate_fn = self.collate if spec["own_collate"] else default_collate
         return data
 
