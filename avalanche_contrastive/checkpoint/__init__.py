@@ -321,8 +321,11 @@ def _on_first_process(write: Callable[[], None]) -> None:
 
 def _of_all_processes(value: Any) -> list[Any]:
     """A value of each process, in their order."""
-    values = [value]
-    if _is_distributed():
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-    return values
+    if not _is_distributed():
+        return [value]
+    # As bytes: Avalanche replaces the unpickler that torch would read tensors with, and on today's torch its own fails.
+    data = io.BytesIO()
+    torch.save(value, data)
+    values = [b""] * dist.get_world_size()
+    dist.all_gather_object(values, data.getvalue())
+    return [torch.load(io.BytesIO(each), weights_only=True) for each in values]
