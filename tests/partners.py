@@ -104,7 +104,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-# ---- the objectives, worked out again from a step
+# ---- the terms of the objectives, worked out again from a step
 
 
 def groups(*classes):
@@ -116,32 +116,36 @@ def groups(*classes):
 
 def ssil_objective(watch, x, features, logits, y):
     old = [c for c in watch.old if c not in watch.current]
-    loss = separated_softmax(logits, y, groups(old, watch.current)[: logits.shape[1]])
-    if watch.teacher is None:
-        return loss
-    _, taught = watch.taught(x)
-    return loss + taskwise_distillation(logits, taught, groups(*watch.seen)[: taught.shape[1]], temperature=2.0)
+    terms = {"cross_entropy": separated_softmax(logits, y, groups(old, watch.current)[: logits.shape[1]])}
+    if watch.teacher is not None:
+        _, taught = watch.taught(x)
+        tasks = groups(*watch.seen)[: taught.shape[1]]
+        terms["distillation"] = taskwise_distillation(logits, taught, tasks, temperature=2.0)
+    return terms
 
 
 def csd_objective(watch, x, features, logits, y):
     new = torch.isin(y, torch.tensor(watch.current))
-    loss = F.cross_entropy(logits[new], y[new]) if new.any() else torch.zeros(())
-    loss = loss + batch_hard_triplet(features, y, margin=1.0)
-    if watch.teacher is None:
-        return loss
-    taught_features, taught = watch.taught(x)
-    kd = taskwise_distillation(logits, taught, groups(watch.old)[: taught.shape[1]], temperature=2.0) / 4
-    return loss + kd + contrastive_distillation(features, taught_features, y, temperature=0.07)
+    terms = {
+        "cross_entropy": F.cross_entropy(logits[new], y[new]) if new.any() else torch.zeros(()),
+        "triplet": batch_hard_triplet(features, y, margin=1.0),
+    }
+    if watch.teacher is not None:
+        taught_features, taught = watch.taught(x)
+        old = groups(watch.old)[: taught.shape[1]]
+        terms["distillation"] = taskwise_distillation(logits, taught, old, temperature=2.0) / 4
+        terms["contrast"] = contrastive_distillation(features, taught_features, y, temperature=0.07)
+    return terms
 
 
 def co2l_objective(watch, views, features, z, y):
     current = torch.isin(y, torch.tensor(watch.current))
-    loss = asymmetric_supcon(z, y, current, temperature=0.5, base_temperature=0.07, reduction="all")
-    if watch.teacher is None:
-        return loss
-    _, taught = watch.taught(views.flatten(0, 1))
-    taught = F.normalize(taught, dim=-1).unflatten(0, views.shape[:2])
-    return loss + relation_distillation(z, taught, temperature=0.2, teacher_temperature=0.01)
+    terms = {"contrast": asymmetric_supcon(z, y, current, temperature=0.5, base_temperature=0.07, reduction="all")}
+    if watch.teacher is not None:
+        _, taught = watch.taught(views.flatten(0, 1))
+        taught = F.normalize(taught, dim=-1).unflatten(0, views.shape[:2])
+        terms["distillation"] = relation_distillation(z, taught, temperature=0.2, teacher_temperature=0.01)
+    return terms
 
 
 OBJECTIVES = {"ssil": ssil_objective, "csd": csd_objective, "co2l": co2l_objective}
@@ -200,11 +204,10 @@ class Watch(SupervisedPlugin):
         self.step = (self.x, self.features, strategy.mb_output, strategy.mb_y)
 
     def before_backward(self, strategy, **kwargs):
-        expected = OBJECTIVES[self.method](self, *self.step).detach()
-        close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
-        close(sum(self.plugin.terms.values()), expected)  # all weights are 1
-        if self.whole:
-            close(strategy.loss.detach().squeeze(), expected)
+        expected = {name: term.detach() for name, term in OBJECTIVES[self.method](self, *self.step).items()}
+        torch.testing.assert_close(self.plugin.terms, expected, rtol=1e-5, atol=1e-9)
+        if self.whole:  # all weights are 1
+            torch.testing.assert_close(strategy.loss.detach().squeeze(), sum(expected.values()), rtol=1e-5, atol=1e-6)
         self.before = strategy.loss.item()
 
     def after_backward(self, strategy, **kwargs):
