@@ -577,13 +577,9 @@ PARTNERS = {
         model="packed",
         stream={"flavour": "C"},
         options={"train_epochs": 2},
-        says={
-            "all": "refused: its model is one for several tasks",
-            "co2l": "fails by itself: it wants a PackNetModel",
-        },
+        says={"all": "refused: its model runs the weights of one task at a time"},
         error={
-            "all": (ValueError, "does not train models with a head per task"),
-            "co2l": (ValueError, "PackNet"),
+            "all": (ValueError, "PackNetPlugin has no meaning beside this method: its model runs the weights of one")
         },
     ),
     "PeriodicEval": Partner(lambda *_: [], evaluates, options={"train_epochs": 2, "eval_every": 1}),

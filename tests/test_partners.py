@@ -345,13 +345,6 @@ STRATEGIES = {
         dropped=True,
         says={"all": "fails by itself: it drops the plugins that it is given"},
     ),
-    "PNNStrategy": Strategy(
-        shipped.PNNStrategy,
-        model=lambda: PNN(1, 64, 16),
-        stream={"flavour": "C"},
-        says={"all": "refused: its model is one for several tasks"},
-        error={"all": (ValueError, "does not train models with a head per task")},
-    ),
     "Replay": Strategy(shipped.Replay, {"mem_size": 20}, "ReplayPlugin"),
     "SCR": ignoring(
         lambda criterion, **common: shipped.SCR(**common),
@@ -371,6 +364,7 @@ NOT_TRIED = {
     "LearningToPrompt": ("brings a vision transformer of its own, with weights to download", shipped.LearningToPrompt),
     "ExpertGateStrategy": ("wants an AlexNet for each task, with weights to download", shipped.ExpertGateStrategy),
     "ObjectDetectionTemplate": ("detects objects, which have no class per image", ObjectDetectionTemplate),
+    "PNNStrategy": ("freezes what earlier tasks have learned, so that there is nothing to distil", shipped.PNNStrategy),
 }
 
 
@@ -426,6 +420,12 @@ def test_a_strategy_that_is_not_tried(name, method, says):
     elif name == "ExpertGateStrategy":
         with pytest.raises(KeyError, match="NONE"):
             ExpertGate(shape=(1, 8, 8), pretrained_flag=False, device="cpu")
+    elif name == "PNNStrategy":
+        layer = PNN(1, 64, 16).layers[0]
+        layer._add_column()
+        first, second = layer.columns[:2]
+        assert not any(parameter.requires_grad for parameter in first.parameters())
+        assert all(parameter.requires_grad for parameter in second.parameters())
     else:
         assert "scaler" in parameters
 

@@ -21,7 +21,7 @@ from avalanche_contrastive.plugins.checks import (
     check_optimizer,
     position,
 )
-from avalanche_contrastive.plugins.partners import IGNORING_TEMPLATES, WHOLE_METHODS, check_partners
+from avalanche_contrastive.plugins.partners import IGNORING_TEMPLATES, UNFIT, check_partners
 from avalanche_contrastive.plugins.streams import (
     PAIR,
     check_stream,
@@ -58,7 +58,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         teacher_mode: "eval", or "train" to let the teacher's batch-norm layers normalise by the batch.
     """
 
-    unfit: Mapping[type, str] = WHOLE_METHODS
+    unfit: Mapping[type, str] = UNFIT
 
     def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
         super().__init__()

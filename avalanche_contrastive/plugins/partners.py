@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from avalanche.models.packnet import PackNetPlugin
 from avalanche.training.losses import ICaRLLossPlugin
 from avalanche.training.plugins import (
     AGEMPlugin,
@@ -29,13 +30,18 @@ from avalanche.training.plugins import (
 from avalanche.training.supervised import DER, ER_ACE, ER_AML, SCR, AETraining, StreamingLDA, VAETraining
 from avalanche.training.templates import SupervisedMetaLearningTemplate
 
-__all__ = ["IGNORING_TEMPLATES", "UNFIT_FOR_CO2L", "WHOLE_METHODS", "check_order", "check_partners"]
+__all__ = ["IGNORING_TEMPLATES", "UNFIT", "UNFIT_FOR_CO2L", "check_order", "check_partners"]
 
 # Some call strategy.criterion() in the first experience only, where nothing is replayed yet.
 IGNORING_TEMPLATES = (AETraining, DER, ER_ACE, ER_AML, SCR, StreamingLDA, SupervisedMetaLearningTemplate, VAETraining)
 
 _LOSS = "it is a training loss of its own, which this method's objective would replace"
-WHOLE_METHODS: Mapping[type, str] = {CoPEPlugin: _LOSS, ICaRLLossPlugin: _LOSS}
+UNFIT: Mapping[type, str] = {
+    CoPEPlugin: _LOSS,
+    ICaRLLossPlugin: _LOSS,
+    PackNetPlugin: "its model runs the weights of one task at a time, so that a teacher cannot say what all earlier "
+    "tasks make of a batch",
+}
 
 # In training a ContrastiveModel gives projections; in evaluation the logits of a read-out, which knows the classes of
 # the current experience only once that has ended.
@@ -43,7 +49,7 @@ _OUTPUTS = "it takes training outputs for class logits, but they are projections
 _READOUT = "it needs the loss of class logits within an experience, when the read-out does not know the new classes yet"
 _MEANS = "it sets the class means of model.eval_classifier, but a ContrastiveModel has a read-out of its own"
 UNFIT_FOR_CO2L: Mapping[type, str] = {
-    **WHOLE_METHODS,
+    **UNFIT,
     LwFPlugin: _OUTPUTS,
     BiCPlugin: _OUTPUTS,
     AGEMPlugin: _OUTPUTS,
