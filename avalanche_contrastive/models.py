@@ -99,7 +99,8 @@ class ContrastiveModel(nn.Module):
                 f"ContrastiveModel: the encoder must map {rows} inputs to ({rows}, {self.feature_size}), got "
                 f"{tuple(features.shape)}. Is feature_size right, and does the encoder end in a flat layer?"
             )
-        features = features.to(next(self.projector.parameters()).dtype)  # of an encoder in half precision
+        # An encoder may compute in half precision by itself.
+        features = features.to(next(self.projector.parameters()).dtype)
         return features.unflatten(0, views) if views else features
 
     def project(self, x: Tensor) -> Tensor:

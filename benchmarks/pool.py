@@ -82,8 +82,8 @@ def run_jobs(
 
 
 def last_line(text: str) -> str:
-    """Of a traceback: the exception."""
-    return text.strip().splitlines()[-1]
+    """Of a traceback: the exception, without the notes below it, which begin with a space."""
+    return [line for line in text.strip().splitlines() if not line.startswith(" ")][-1]
 
 
 def figures(result: dict[str, Any]) -> str:

@@ -225,6 +225,16 @@ def test_an_empty_experience_is_named(method):
     assert strategy.eval([]) == {}
 
 
+def test_co2l_says_that_batches_of_one_teach_nothing():
+    strategy = make("co2l", train_mb_size=1)
+    before = [parameter.clone() for parameter in strategy.model.parameters()]
+    with pytest.warns(UserWarning, match="train_mb_size is 1 .*the encoder learns nothing"):
+        strategy.train(stream()[0])
+    moved = [(a - b).abs().max().item() for a, b in zip(before, strategy.model.parameters(), strict=True)]
+    assert max(moved) < 1e-4, "rounding errors, and no more"
+
+
+@pytest.mark.filterwarnings("ignore:Co2LPlugin. train_mb_size is 1")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1, 7, 12, 1000])
 def test_batches_of_one_and_experiences_smaller_than_a_batch_train(method, size):

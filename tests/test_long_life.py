@@ -61,13 +61,17 @@ def alive():
         kind = type(thing)
         if issubclass(kind, nn.Module):
             found["modules"] += 1
-            found["hooks"] += len(thing._forward_hooks) + len(thing._forward_pre_hooks) + len(thing._backward_hooks)
+            found["hooks"] += sum(map(len, hooks_of(thing)))
         elif issubclass(kind, torch.Tensor):
             found["tensors"] += 1
             found["numbers"] += thing.numel()
         elif issubclass(kind, DataLoader):
             found["loaders"] += 1
     return found
+
+
+def hooks_of(module):
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
 
 
 def parts_of(strategy):
@@ -101,12 +105,9 @@ def test_nothing_grows_in_forty_experiences(method):
             counts, sizes = alive(), parts_of(strategy)
     assert parts_of(strategy) == sizes
     later = alive()
-    assert later["hooks"] == counts["hooks"] == 0
-    assert later["modules"] == counts["modules"]
-    assert later["loaders"] == counts["loaders"]
-    # A reservoir keeps an index for each sample; nothing else may hold more.
-    assert later["tensors"] == counts["tensors"]
-    assert later["numbers"] <= counts["numbers"]
+    assert sum(len(hooks) for module in strategy.model.modules() for hooks in hooks_of(module)) == 0
+    for kind, count in later.items():
+        assert count <= counts[kind], kind  # fewer where another test's objects have gone
     assert psutil.Process().num_fds() == files
     assert depth(strategy.method.storage_policy.buffer if method != "csd" else None) <= 4
     assert len(strategy.method.ledger) == 40
@@ -121,7 +122,7 @@ def test_other_buffers_of_one_size_do_not_grow_either(policy):
         if number == 2 * ROUND - 1:
             sizes, loaders = parts_of(strategy), alive()["loaders"]
     assert parts_of(strategy) == sizes
-    assert alive()["loaders"] == loaders
+    assert alive()["loaders"] <= loaders
     assert depth(strategy.method.storage_policy.buffer) <= 4
 
 

@@ -196,6 +196,6 @@ class Witness:
         if isinstance(x, Tensor) and types and str(x.dtype) not in types:
             hint = " Is that type meant, or does the transform lack a ToTensor or a .float()?"
         error.add_note(
-            f"{self.name}: this was in {self.where}. The model's input was {came(x)}, its parameters are "
+            f"  {self.name}: this was in {self.where}. The model's input was {came(x)}, its parameters are "
             f"{', '.join(types) or 'none'}.{hint}"
         )

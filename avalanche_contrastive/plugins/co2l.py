@@ -1,5 +1,6 @@
 """Co2L: asymmetric supervised contrast, relation distillation, and a read-out for class logits."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -179,6 +180,12 @@ class Co2LPlugin(ReplayMethodPlugin):
             self._note_domains(strategy)
         if self.batch_size_mem is None:
             _mix_uniformly(strategy)
+            if strategy.train_mb_size == 1:
+                warnings.warn(
+                    "Co2LPlugin: train_mb_size is 1 (Avalanche's default), and an image alone in its batch has nothing "
+                    "to be told apart from: the encoder learns nothing. Take batches of dozens of images.",
+                    stacklevel=2,
+                )
         self._dataset = strategy.experience.dataset
         self._readout_is_stale = True
 
