@@ -272,31 +272,16 @@ def test_methods_that_cannot_are_refused_with_the_reason(monkeypatch, method):
 
 
 @pytest.mark.slow
-def test_every_method_that_may_trains_in_two_processes_as_in_one(tmp_path):
-    ended = torchrun(ROOT / "tests" / "distributed_methods.py", tmp_path, timeout=600)
+@pytest.mark.parametrize(("which", "least"), [("short", 45), ("whole", 3)])
+def test_runs_of_the_benchmark_end_in_two_processes_as_in_one(tmp_path, which, least):
+    """In float64; in float32 the rounding grows: SS-IL ends at 84 to 89 % by a factor of 1 + 1e-7 on all weights."""
+    ended = torchrun(ROOT / "tests" / "distributed_methods.py", tmp_path, which, timeout=1800)
     assert ended.returncode == 0, ended.stderr[-4000:]
     zero, one = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert len(zero) >= 45
-    for pair, (alone, together) in zero.items():
+    assert len(zero) >= least
+    for run, (alone, together) in zero.items():
         for key, expected in alone.items():
             assert expected.dtype == torch.float64
             found = float((together[key] - expected).abs().max())
-            assert found < 1e-9, f"{pair}: {key} differs by {found}"
-            assert torch.equal(together[key], one[pair][1][key]), f"{pair}: {key} differs between the processes"
-
-
-@pytest.mark.slow
-def test_whole_runs_of_the_three_methods_end_where_those_of_one_process_do(tmp_path):
-    """Up to chance: alone, seed 0 of Co2L ends between 83 and 95 % by the draws of the augmentation.
-
-    That of SS-IL, which has none, ends between 84 and 89 % when all weights are scaled by 1 + 1e-7 at the start.
-    That both processes end with the same weights, `DataParallel` checks.
-    """
-    words = ["run", "co2l", "ssil", "csd", "naive", "--seeds", "0", "--out", tmp_path]
-    ended = torchrun("-m", "benchmarks", *words, timeout=900)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    for row, key in (("co2l", "final_accuracy"), ("ssil", "final_accuracy"), ("csd", "average_accuracy")):
-        together = files.read_json(tmp_path / f"{row}-seed0.json")
-        alone = files.read_json(ROOT / "benchmarks" / "results" / "split_digits" / f"{row}-seed0.json")
-        assert together[key] == pytest.approx(alone[key], abs=0.12), row
-        assert together["recall_at_1"][-1] == pytest.approx(alone["recall_at_1"][-1], abs=0.12), row
+            assert found < 1e-9, f"{run}: {key} differs by {found}"
+            assert torch.equal(together[key], one[run][1][key]), f"{run}: {key} differs between the processes"
