@@ -359,6 +359,22 @@ def committed():
     return results.load_all(RESULTS)
 
 
+def test_committed_figures_follow_from_their_matrices_and_rows(committed):
+    from benchmarks.runs import summary
+
+    for suite, grouped in committed.items():
+        for result in (result for of_row in grouped.values() for result in of_row):
+            where = (suite, result["row"], result["seed"])
+            row = configs.load_row(result["row"], suite)
+            assert result["evaluated_on"] == ("validation" if row.on_validation else "test"), where
+            assert re.fullmatch(r"[0-9a-f]{40}", result["git_commit"]), f"{where} is of code that is not committed"
+            assert configs.same_config(result["config"], row.config), f"{where} is stale"
+            found = dict(result)
+            found["recall_at_1"] = None if "angles" in result else [[value] for value in result["recall_at_1"]]
+            for key, value in summary(found, result["test_images"]).items():
+                assert result[key] == value, (where, key)
+
+
 def test_committed_pages_follow_from_the_committed_json(committed):
     assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == tables.results_page(committed)
     pages = [ROOT / "README.md", *sorted((ROOT / "benchmarks" / "methods").glob("*.md"))]
