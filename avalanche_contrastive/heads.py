@@ -197,17 +197,8 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
 
     readout: TaskReadOuts
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        feature_size: int,
-        projection_size: int = 128,
-        *,
-        hidden_size: int | None = None,
-        sample_ndim: int | None = None,
-    ) -> None:
-        super().__init__(encoder, feature_size, projection_size, hidden_size=hidden_size, sample_ndim=sample_ndim)
-        self.readout = TaskReadOuts(feature_size)
+    def _new_readout(self, feature_size: int) -> TaskReadOuts:
+        return TaskReadOuts(feature_size)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, task_labels: Tensor | int | None

@@ -35,9 +35,9 @@ from avalanche_contrastive import (
     MTContrastiveModel,
     SSILPlugin,
 )
+from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.heads import by_head, head_logits, still_statistics
 from avalanche_contrastive.metrics import retrieval_metrics
-from avalanche_contrastive.models import FeatureCapture
 
 
 def noise(x):

@@ -20,8 +20,8 @@ from conftest import make_benchmark, make_encoder
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel
+from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.models import (
-    FeatureCapture,
     ReadOut,
     embed_dataset,
     fit_linear,

@@ -13,6 +13,7 @@ from conftest import make_benchmark
 from torch import nn
 
 from avalanche_contrastive import CSD, SSIL, BatchAugmentation, Co2L, ContrastiveModel
+from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.metrics import (
     class_displacement,
     fit_readout,
@@ -23,7 +24,7 @@ from avalanche_contrastive.metrics import (
     retrieval_metrics,
     score_bias,
 )
-from avalanche_contrastive.models import FeatureCapture, fit_linear, fit_nearest_mean, frozen_copy
+from avalanche_contrastive.models import fit_linear, fit_nearest_mean, frozen_copy
 
 METHODS = {"co2l": Co2L, "ssil": SSIL, "csd": CSD}
 every_method = pytest.mark.parametrize("method", METHODS)

@@ -21,17 +21,18 @@ ALLOWED = {
     "losses": set(),
     "data": set(),
     "models": {"losses"},
+    "features": {"models"},
     "heads": {"losses", "models"},
     "launch": set(),
     "collectives": set(),
-    "metrics": {"losses", "models", "metrics"},
+    "metrics": {"features", "losses", "models", "metrics"},
     "plots": set(),
-    "plugins": {"losses", "models", "heads", "data", "plugins", "distributed"},
+    "plugins": {"features", "losses", "models", "heads", "data", "plugins", "distributed"},
     "sharding": {"collectives", "models"},
     "distributed": {"collectives", "launch", "losses", "models", "sharding"},
     "strategies": {"plugins"},
     "__init__": {"_version", "data", "models", "heads", "plugins", "strategies"},
-    "checkpoint": {"_version", "files", "models", "checkpoint"},
+    "checkpoint": {"_version", "collectives", "files", "models", "checkpoint"},
 }
 
 

@@ -10,9 +10,9 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue, 
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.losses import check_flag
 from avalanche_contrastive.metrics.sources import Source, check_rows, trained_classes
-from avalanche_contrastive.models import FeatureCapture
 
 __all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels"]
 

@@ -8,6 +8,7 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 
 from avalanche_contrastive.distributed import rows_of
+from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
@@ -19,7 +20,7 @@ from avalanche_contrastive.losses import (
     separated_softmax,
     taskwise_distillation,
 )
-from avalanche_contrastive.models import FeatureCapture, preserved_modes, unwrapped
+from avalanche_contrastive.models import preserved_modes, unwrapped
 from avalanche_contrastive.plugins.base import MethodPlugin
 
 __all__ = ["CSDPlugin"]
