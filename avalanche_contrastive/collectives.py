@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["Rows", "average_gradients", "broadcast", "digest", "processes", "rank", "split"]
+
+Batch = TypeVar("Batch", Tensor, list[int])
 
 
 def processes() -> int:
@@ -63,8 +65,8 @@ class Rows:
         """Rows of a tensor of this process: its own, or the one for show."""
         return max(self.here, 1)
 
-    def own(self, x: Tensor) -> Tensor:
-        """This process's rows of a whole batch (N, ...); one of the others' where it has none."""
+    def own(self, x: Batch) -> Batch:
+        """This process's rows of a whole batch (N, ...), or of a list; one of the others' where it has none."""
         if not self.sizes:
             return x
         start = min(sum(self.sizes[: self.rank]), sum(self.sizes) - 1)

@@ -15,7 +15,7 @@ from avalanche.benchmarks.utils.data_loader import (
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from avalanche_contrastive.collectives import split
+from avalanche_contrastive.collectives import Rows, split
 from avalanche_contrastive.models import own_random_state
 
 __all__ = ["OwnRandom", "ShardedLoader", "unsharded"]
@@ -169,11 +169,9 @@ class _Part:
     def _sliced(self) -> Iterator[tuple[Any, tuple[int, ...], int]]:
         """Everything is loaded, with the shared random numbers, so that all processes see the same."""
         for batch in self.loader:
-            sizes = split(len(batch[1]), self.processes)
-            start = min(sum(sizes[: self.rank]), len(batch[1]) - 1)
-            stop = start + max(sizes[self.rank], 1)
+            rows = Rows(split(len(batch[1]), self.processes), self.rank)
             mark = zlib.crc32(batch[1].cpu().numpy().tobytes())
-            yield [x[start:stop] for x in batch], sizes, mark
+            yield [rows.own(x) for x in batch], rows.sizes, mark
 
 
 class _OwnRows(Sampler[list[int]]):
@@ -195,10 +193,9 @@ class _OwnRows(Sampler[list[int]]):
             if batch is None:
                 return
             indices = [int(index) for index in batch]
-            sizes = split(len(indices), self.processes)
-            self.told.append((sizes, zlib.crc32(str(indices).encode())))
-            start = min(sum(sizes[: self.rank]), len(indices) - 1)
-            yield indices[start : start + max(sizes[self.rank], 1)]
+            rows = Rows(split(len(indices), self.processes), self.rank)
+            self.told.append((rows.sizes, zlib.crc32(str(indices).encode())))
+            yield rows.own(indices)
 
 
 def unsharded(loader: Any) -> Any:

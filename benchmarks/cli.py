@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -526,12 +527,8 @@ def _changed(rows: Sequence[Row], memory: int | None, changes: Mapping[str, Any]
 
 
 def _value(text: str) -> Any:
-    """A TOML value; a bare word is a string."""
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        pass
-    try:
-        return float(text)  # such as .1, which TOML does not have
-    except ValueError:
-        return text
+    """A TOML value, or a number such as .1, which TOML does not have; any other word is a string."""
+    for read in (lambda word: tomllib.loads(f"x = {word}")["x"], float):
+        with suppress(ValueError):
+            return read(text)
+    return text

@@ -37,6 +37,7 @@ from avalanche_contrastive.checkpoint.kinds import (
 )
 from avalanche_contrastive.checkpoint.samples import Refill
 from avalanche_contrastive.checkpoint.twins import Twins
+from avalanche_contrastive.collectives import processes, rank
 from avalanche_contrastive.files import remove_left_over, replacing
 from avalanche_contrastive.models import unwrapped
 
@@ -193,14 +194,13 @@ def _decoded(content: dict[str, Any], strategy: Any) -> tuple[Decoder, dict[str,
 
 def _random_state(content: dict[str, Any], strategy: Any) -> Any:
     """The random generators' states of this process."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    if len(content["random"]) != world:
+    if len(content["random"]) != processes():
         raise MismatchError(
-            f"the checkpoint is of {len(content['random'])} processes and cannot go on in {world}: each has random "
-            "generators of its own. Start as many."
+            f"the checkpoint is of {len(content['random'])} processes and cannot go on in {processes()}: each has "
+            "random generators of its own. Start as many."
         )
-    decoder = Decoder(strategy, Twins(content["random"][rank], {}))
-    state = decoder(content["random"][rank], None, "random generators")
+    decoder = Decoder(strategy, Twins(content["random"][rank()], {}))
+    state = decoder(content["random"][rank()], None, "random generators")
     decoder.finish()
     return state
 
@@ -305,27 +305,23 @@ def _why(data: bytes, error: Exception) -> str:
 # ---- several processes
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _on_first_process(write: Callable[[], None]) -> None:
     """The first process writes, all others wait for it."""
     try:
-        if not _is_distributed() or dist.get_rank() == 0:
+        if rank() == 0:
             write()
     finally:
-        if _is_distributed():
+        if processes() > 1:
             dist.barrier()
 
 
 def _of_all_processes(value: Any) -> list[Any]:
     """A value of each process, in their order."""
-    if not _is_distributed():
+    if processes() == 1:
         return [value]
     # As bytes: Avalanche replaces the unpickler that torch would read tensors with, and on today's torch its own fails.
     data = io.BytesIO()
     torch.save(value, data)
-    values = [b""] * dist.get_world_size()
+    values = [b""] * processes()
     dist.all_gather_object(values, data.getvalue())
     return [torch.load(io.BytesIO(each), weights_only=True) for each in values]
