@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _channel: Any = None  # between the first process and the others
 
 
-def check(parsed: Namespace, command: Callable[[Namespace], int]) -> None:
+def check(parsed: Namespace) -> None:
     """Refuse what several processes cannot do.
 
     Raises:
         ValueError: another command than `run`, several jobs, or a cluster.
     """
-    if parsed.command is not command:
+    if parsed.command != "run":
         raise ValueError(f"torchrun has started {launched()} processes, but of all commands only `run` knows them")
     if parsed.on != "local":
         raise ValueError("--on slurm submits one process per run: give it without torchrun")

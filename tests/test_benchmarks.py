@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import digits
 
-from benchmarks import baselines, cli, configs, files, pool, results, stats, tables, tuning
+from benchmarks import baselines, cli, configs, files, parser, pool, results, stats, tables, tuning
 
 SUITE = "split_digits"
 ROOT = Path(__file__).parent.parent
@@ -432,11 +432,11 @@ def test_an_ablation_is_not_tuned(capsys):
 
 
 def test_seeds_are_ranges_or_lists():
-    assert cli.parse_seeds("0-2") == [0, 1, 2]
-    assert cli.parse_seeds("3, 1,1") == [3, 1]
+    assert parser.parse_seeds("0-2") == [0, 1, 2]
+    assert parser.parse_seeds("3, 1,1") == [3, 1]
     for wrong in ("2-0", "a", "", "1-"):
         with pytest.raises(Exception, match="expected seeds"):
-            cli.parse_seeds(wrong)
+            parser.parse_seeds(wrong)
 
 
 def test_list_names_every_row_suite_and_what_is_left_out(capsys):

@@ -56,9 +56,9 @@ def test_the_method_of_ones_own_runs(tmp_path, monkeypatch):
 
 
 def test_every_command_of_the_readme_is_one(capsys):
-    from benchmarks import cli
+    from benchmarks.parser import make_parser
 
     commands = re.findall(r"^python -m benchmarks ([a-z].*?)(?:  +#.*)?$", README.read_text(), flags=re.MULTILINE)
     assert len(commands) >= 8
     for command in commands:
-        cli._parser().parse_args(command.split())
+        make_parser().parse_args(command.split())
