@@ -18,8 +18,8 @@ from avalanche_contrastive.metrics import (
     map_at_r,
     nearest_neighbours,
     recall_at_k,
-    retrieval,
     retrieval_metrics,
+    search,
 )
 
 # --- the pure function ---
@@ -131,7 +131,7 @@ def test_chunks_do_not_matter(monkeypatch, working_set, k):
     features, y = cloud(211, 5, 17)
     expected = recall_at_k(features, y, k)
     assert 0 < expected < 1
-    monkeypatch.setattr(retrieval, "WORKING_SET", working_set)
+    monkeypatch.setattr(search, "WORKING_SET", working_set)
     assert recall_at_k(features, y, k) == expected
 
 
@@ -144,9 +144,9 @@ def test_chunks_keep_ties(monkeypatch):
     )
     y = torch.where(y >= 60, 60 + y % 7, y)
     paired = y < 60
-    monkeypatch.setattr(retrieval, "WORKING_SET", 1_000)
+    monkeypatch.setattr(search, "WORKING_SET", 1_000)
     chunked = recall_at_k(features, y)
-    monkeypatch.setattr(retrieval, "WORKING_SET", 10_000_000)
+    monkeypatch.setattr(search, "WORKING_SET", 10_000_000)
     assert chunked == recall_at_k(features, y)
     assert chunked >= paired.double().mean().item()
 
@@ -176,7 +176,7 @@ MEASURES = {
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
 def test_memory_is_bounded_by_the_working_set(monkeypatch, measure):
-    monkeypatch.setattr(retrieval, "WORKING_SET", 20_000)
+    monkeypatch.setattr(search, "WORKING_SET", 20_000)
     features, y = cloud(1_500, 6, 40)
     with Largest() as largest:
         measure(features, y)
@@ -185,7 +185,7 @@ def test_memory_is_bounded_by_the_working_set(monkeypatch, measure):
 
 
 def test_memory_of_one_row_where_the_working_set_is_smaller(monkeypatch):
-    monkeypatch.setattr(retrieval, "WORKING_SET", 1)
+    monkeypatch.setattr(search, "WORKING_SET", 1)
     features, y = cloud(300, 4, 10)
     with Largest() as largest:
         recall_at_k(features, y)

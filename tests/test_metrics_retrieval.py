@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avalanche_contrastive.metrics import map_at_r, nearest_neighbours, recall_at_k, retrieval, retrieval_metrics
+from avalanche_contrastive.metrics import map_at_r, nearest_neighbours, recall_at_k, retrieval_metrics, search
 
 
 @cache
@@ -177,7 +177,7 @@ def test_chunks_do_not_matter(monkeypatch, working_set, ties):
         lambda: recall_at_k(features[:31], y[:31], gallery=features[31:], gallery_y=y[31:], ties=ties),
     ]
     expected = [call() for call in calls]
-    monkeypatch.setattr(retrieval, "WORKING_SET", working_set)
+    monkeypatch.setattr(search, "WORKING_SET", working_set)
     assert [call() for call in calls] == expected
 
 
@@ -187,7 +187,7 @@ def test_copies_tie_wherever_they_lie(monkeypatch):
     order = torch.randperm(300)
     features, y = torch.cat([half, half])[order], torch.cat([torch.arange(150), torch.arange(150) + 150])[order]
     for working_set in (1, 299, 300, 601, 10_000_000):
-        monkeypatch.setattr(retrieval, "WORKING_SET", working_set)
+        monkeypatch.setattr(search, "WORKING_SET", working_set)
         for distance in ("cosine", "euclidean"):
             kw = {"gallery": features, "gallery_y": y, "distance": distance}
             assert recall_at_k(half, torch.arange(150), **kw) == 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avalanche_contrastive.losses import came
 from avalanche_contrastive.metrics.base import GatheringMetric, Level, MatrixValue, chosen_levels
-from avalanche_contrastive.metrics.retrieval import check_y
+from avalanche_contrastive.metrics.search import check_y
 
 __all__ = ["BiasMetric", "ScoreBias", "bias_metrics", "score_bias", "task_confusion"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.losses import check_flag, check_positive
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
-from avalanche_contrastive.metrics.retrieval import WORKING_SET, check_features, check_y
+from avalanche_contrastive.metrics.search import WORKING_SET, check_features, check_y
 from avalanche_contrastive.metrics.sources import whole
 from avalanche_contrastive.models import frozen_copy, own_random_state
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from avalanche_contrastive.losses import check_choice, check_count
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
-from avalanche_contrastive.metrics.retrieval import Distance, check_features, check_y, nearest_neighbours
+from avalanche_contrastive.metrics.retrieval import nearest_neighbours
+from avalanche_contrastive.metrics.search import Distance, check_features, check_y
 from avalanche_contrastive.metrics.sources import Data, Source
 from avalanche_contrastive.models import fit_linear, fit_nearest_mean
 

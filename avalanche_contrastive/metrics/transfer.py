@@ -12,7 +12,8 @@ from torch import Tensor
 
 from avalanche_contrastive.losses import check_choice, check_flag
 from avalanche_contrastive.metrics.base import chosen_levels
-from avalanche_contrastive.metrics.retrieval import Distance, RetrievalMetric, Ties
+from avalanche_contrastive.metrics.retrieval import RetrievalMetric
+from avalanche_contrastive.metrics.search import Distance, Ties
 from avalanche_contrastive.metrics.sources import Data, whole
 
 __all__ = ["ForgettingMetric", "backward_transfer", "forgetting", "retrieval_forgetting_metrics", "with_forgetting"]
