@@ -96,8 +96,9 @@ class Rows:
         packed = self.whole(torch.cat([_bytes(x) for x in batch], dim=1))
         widths = [dtype.itemsize * shape.numel() for dtype, shape in kinds]
         columns = packed.split(widths, dim=1)
+        # A copy of its own: of a single row, a column counts as contiguous wherever it starts.
         return [
-            column.contiguous().view(dtype).reshape(len(packed), *shape)
+            column.clone(memory_format=torch.contiguous_format).view(dtype).reshape(len(packed), *shape)
             for column, (dtype, shape) in zip(columns, kinds, strict=True)
         ]
 
