@@ -1,6 +1,6 @@
 """Models with a head for each task: what the methods compute from Avalanche's, and Co2L's model with read-outs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -173,11 +173,14 @@ class TaskReadOuts(DynamicModule):
         return logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh model has no read-outs yet: make those that were saved.
+        self.make_saved(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def make_saved(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Have the read-outs of a state dict: a fresh model has none yet."""
         start = f"{prefix}heads."
         for key in [key for key in state_dict if key.startswith(start)]:
             self._head(int(key[len(start) :].split(".")[0]))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
@@ -199,6 +202,12 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
 
     def _new_readout(self, feature_size: int) -> TaskReadOuts:
         return TaskReadOuts(feature_size)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The first read-out that is made does not know where the model is.
+        self.readout.make_saved(state_dict, f"{prefix}readout.")
+        self.readout.to(next(self.projector.parameters()).device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, task_labels: Tensor | int | None

@@ -444,3 +444,13 @@ def test_avalanches_toy_benchmarks_without_metrics(name, heads):
     strategy.eval(benchmark.test_stream)
     assert strategy.clock.train_exp_counter == 5
     assert any(not torch.equal(a, b) for a, b in zip(before, strategy.model.parameters(), strict=False))
+
+
+def test_read_outs_of_a_state_dict_are_made_where_the_model_is():
+    saved = MTContrastiveModel(make_encoder(8), 8, 8)
+    saved.readout.fit(3, torch.arange(2), torch.ones(2, 8), torch.zeros(2), unit=False)
+    model = MTContrastiveModel(make_encoder(8), 8, 8).to("meta")
+    with pytest.warns(UserWarning, match="no-op"):  # nothing can be copied to this device
+        model.load_state_dict(saved.state_dict())
+    assert model.readout.tasks == [3]
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
