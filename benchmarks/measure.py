@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ class PeakMemory:
     On a GPU it is what torch had allocated there. On a CPU it is the resident memory of the whole process, the
     libraries' some 500 MiB included: a figure to compare runs with, not the size of a model. `kind` says which of them.
 
-    What an earlier run in the same process left free goes back to the system first, so that it is not counted again.
+    What an earlier run in the same process left is collected, and goes back to the system, first, so that it is not
+    counted again.
 
     Args:
         device: where the run trains.
@@ -30,10 +32,10 @@ class PeakMemory:
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self._resets = False
+        gc.collect()  # strategies and their plugins hold each other, and with them what they have on the GPU
         if self.device.type == "cuda":
             self.kind = "allocated on the GPU by torch, peak within the experience"
             return
-        gc.collect()
         _give_back()
         self._resets = _reset_peak()
         self.kind = (
@@ -54,6 +56,13 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
         return _high_water() if self._resets else _peak_since_start()
+
+
+def clock(device: torch.device | str = "cpu") -> float:
+    """``time.perf_counter`` when all that a GPU was given to do is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _reset_peak() -> bool:

@@ -82,8 +82,12 @@ def run_jobs(
 
 
 def last_line(text: str) -> str:
-    """Of a traceback: the exception, without the notes below it, which begin with a space."""
-    return [line for line in text.strip().splitlines() if not line.startswith(" ")][-1]
+    """Of a traceback: the first line of the exception, without its notes; of any other text its last line."""
+    lines = text.strip().splitlines()
+    if not lines[0].startswith("Traceback"):
+        return [line for line in lines if not line.startswith(" ")][-1]
+    last_frame = max(number for number, line in enumerate(lines) if line.startswith(("Traceback", "  File ")))
+    return next((line for line in lines[last_frame + 1 :] if not line.startswith(" ")), lines[-1])
 
 
 def figures(result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from avalanche_contrastive.metrics import retrieval_metrics
 from benchmarks.augment import make_augmentation
 from benchmarks.catalog import method_of
 from benchmarks.configs import Config, nearest
-from benchmarks.measure import PeakMemory, describe_device
+from benchmarks.measure import PeakMemory, clock, describe_device
 from benchmarks.models import NETWORKS, Built, Setting
 from benchmarks.plugins import BatchAugment, ReportProgress, TaskAccuracy
 from benchmarks.results import fingerprint
@@ -122,12 +122,12 @@ def _train_and_evaluate(
     cost = cost or {"training": [], "evaluation": [], "memory": []}
     for step in steps[len(figures) :]:
         peak.start()
-        start = time.perf_counter()
+        start = clock(peak.device)
         strategy.train(step)
-        trained = time.perf_counter()
+        trained = clock(peak.device)
         figures.append(strategy.eval(stream.benchmark.test_stream))
         cost["training"].append(round(trained - start, 3))
-        cost["evaluation"].append(round(time.perf_counter() - trained, 3))
+        cost["evaluation"].append(round(clock(peak.device) - trained, 3))
         cost["memory"].append(round(peak.stop(), 1))
         if len(figures) < len(steps):
             keeper.save(strategy, train_stream, figures, cost)

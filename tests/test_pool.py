@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import io
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import struct
 import sys
 import termios
 import textwrap
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ import torch
 
 from benchmarks import builders, pool, progress
 from benchmarks.configs import Config, load_row, updated
-from benchmarks.measure import PeakMemory, describe_device
+from benchmarks.measure import PeakMemory, clock, describe_device
 from benchmarks.pool import Job, run_jobs
 from benchmarks.progress import Progress
 
@@ -313,6 +315,26 @@ def test_where_the_peak_cannot_be_reset_the_result_says_so(monkeypatch, tmp_path
     assert peak.stop() > 50
 
 
+def test_what_an_earlier_run_left_is_not_counted_again():
+    left = SimpleNamespace(tensor=torch.ones(1))
+    left.itself, gone = left, weakref.ref(left.tensor)
+    gc.disable()
+    try:
+        del left
+        assert gone() is not None
+        PeakMemory("cuda")
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_clock_waits_for_a_gpu(monkeypatch):
+    waited = []
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
+    assert clock("cpu") <= clock(torch.device("cuda"))
+    assert waited == [torch.device("cuda")]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_peak_memory_on_a_gpu():
     peak = PeakMemory("cuda")
@@ -328,3 +350,14 @@ def test_the_device_in_words():
     assert re.fullmatch(r"cpu \(.+\), 1 thread", describe_device("cpu"))
     torch.set_num_threads(2)
     assert describe_device(torch.device("cpu")).endswith(", 2 threads")
+
+
+def test_a_failed_run_is_told_by_the_first_line_of_its_error():
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n    f()\n    ^^^\n'
+    cuda = "RuntimeError: CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`.\n"
+    assert pool.last_line(trace + cuda) == "RuntimeError: CUDA error: unspecified launch failure"
+    assert pool.last_line(f"{trace}ValueError: why\n  a note\n") == "ValueError: why"
+    chained = f"{trace}ValueError: why\n\nDuring handling of the above exception, another occurred:\n\n"
+    assert pool.last_line(f"{chained}{trace}{cuda}") == "RuntimeError: CUDA error: unspecified launch failure"
+    assert pool.last_line("its worker process died") == "its worker process died"
+    assert pool.last_line("end of log:\n(nothing)\nSlurm job 1 ended") == "Slurm job 1 ended"
