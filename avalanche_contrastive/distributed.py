@@ -39,10 +39,23 @@ def is_main_process() -> bool:
 
 
 def local_device() -> torch.device:
-    """The device of this process: a GPU of its own where torch finds any, else the CPU."""
+    """The device of this process: a GPU of its own where torch finds any, else the CPU.
+
+    Raises:
+        ValueError: torchrun has started more processes on this machine than it has GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if launched() > 1 else torch.cuda.current_device())
+    if launched() == 1:
+        return torch.device("cuda", torch.cuda.current_device())
+    index, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if index >= gpus:
+        raise ValueError(
+            f"torchrun has started a process with LOCAL_RANK {index}, but torch finds {gpus} GPU{'s' * (gpus != 1)} "
+            f"here, and each process needs one of its own. Start no more than {gpus} (--nproc-per-node), or train on "
+            "the CPU."
+        )
+    return torch.device("cuda", index)
 
 
 def join_processes(device: torch.device | str = "cpu", *, timeout: float = 600.0) -> None:
@@ -70,9 +83,12 @@ def join_processes(device: torch.device | str = "cpu", *, timeout: float = 600.0
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     if device.type == "cuda":
-        places = _all((socket.gethostname(), device.index))
+        # Numbers count the GPUs that a process sees: torchrun --virtual-local-rank shows each another one, as number 0.
+        places = _all((socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "all"), device.index))
         if len(set(places)) < len(places):
-            raise ValueError(f"several processes share a GPU: {places} (host, index). Pass device=local_device().")
+            raise ValueError(
+                f"several processes share a GPU: {places} (host, visible GPUs, index). Pass device=local_device()."
+            )
 
 
 def rows_of(strategy: Any) -> Rows:
