@@ -126,7 +126,7 @@ class BatchAugmentation:
         )
         # Half-precision coordinates miss their pixels, also under autocast: sample in float32.
         with torch.autocast(x.device.type, enabled=False):
-            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+            grid = F.affine_grid(theta.float(), list(x.shape), align_corners=False)
             sampled = F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
         return sampled.to(x.dtype)
 

@@ -323,3 +323,13 @@ def test_augmentation_refuses_unknown_arguments():
 def test_augmentation_shows_its_options():
     shown = repr(BatchAugmentation(flip=0.1, rotation=5))
     assert shown == "BatchAugmentation(scale=(0.2, 1.0), ratio=(0.75, 1.3333333333333333), flip=0.1, rotation=5)"
+
+
+def test_augmentation_does_not_mind_the_default_type():
+    torch.set_default_dtype(torch.float64)
+    try:
+        x = torch.rand(2, 1, 8, 8)
+        assert BatchAugmentation(flip=0.5, rotation=5)(x).dtype == torch.float64
+        assert BatchAugmentation()(x.float()).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
