@@ -306,13 +306,24 @@ def _why(data: bytes, error: Exception) -> str:
 
 
 def _on_first_process(write: Callable[[], None]) -> None:
-    """The first process writes, all others wait for it."""
-    try:
-        if rank() == 0:
+    """The first process writes, all others wait for it; where it cannot, it is an error in all of them.
+
+    One that goes on without checkpoints would leave the others waiting in the next call.
+    """
+    failed: OSError | None = None
+    if rank() == 0:
+        try:
             write()
-    finally:
-        if processes() > 1:
-            dist.barrier()
+        except OSError as error:
+            failed = error
+    if processes() > 1:
+        told: list[Any] = [None if failed is None else (failed.errno, str(failed))]
+        dist.broadcast_object_list(told, 0)
+        if rank() > 0 and told[0] is not None:
+            number, words = told[0]
+            raise OSError(number, f"the first process could not write: {words}")
+    if failed is not None:
+        raise failed
 
 
 def _of_all_processes(value: Any) -> list[Any]:
