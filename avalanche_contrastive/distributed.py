@@ -149,6 +149,7 @@ class DataParallel(SupervisedPlugin[Any]):
         self._loader: ShardedLoader | None = None
         self._forward = ExitStack()
         self._backward_is_due = False
+        self._next: Any = None  # while it trains: the plugin that it stood before
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Meet the other processes; take the first and the last place among the plugins."""
@@ -158,15 +159,17 @@ class DataParallel(SupervisedPlugin[Any]):
             return
         _check_strategy(strategy)
         # Those before this one have been called, those after it will be: moving it skips and repeats none.
-        strategy.plugins.remove(self)
-        strategy.plugins.insert(0, self)
-        if self._last not in strategy.plugins:
+        if self._last not in strategy.plugins:  # else an error has ended the last training
+            self._next = strategy.plugins[strategy.plugins.index(self) + 1]
+            strategy.plugins.remove(self)
+            strategy.plugins.insert(0, self)
             strategy.plugins.insert(strategy.plugins.index(strategy.evaluator), self._last)
         if rank() > 0:
             strategy.evaluator.loggers = []
-        state = [RNGManager.__getstate__()]
-        dist.broadcast_object_list(state, 0)
-        RNGManager.__setstate__(state[0])
+        told: list[Any] = [(RNGManager.__getstate__(), _gpu(strategy.device))]
+        dist.broadcast_object_list(told, 0)
+        states, first = told[0]
+        RNGManager.__setstate__(_of_own_gpu(states, first, _gpu(strategy.device)))
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that all processes train the same; take the model of process 0, with heads that have grown."""
@@ -225,6 +228,14 @@ class DataParallel(SupervisedPlugin[Any]):
         self.rows = None
         if isinstance(strategy.dataloader, ShardedLoader):
             strategy.dataloader = strategy.dataloader.loader
+
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the plugins back in the user's order, in which a checkpoint has to find them."""
+        if self._last not in strategy.plugins:
+            return
+        plugins = [plugin for plugin in strategy.plugins if plugin is not self and plugin is not self._last]
+        plugins.insert(plugins.index(self._next), self)
+        strategy.plugins, self._next = plugins, None  # another list: Avalanche is going through this one
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation has nothing to do with a batch, whether finished or not."""
@@ -303,6 +314,21 @@ def _check_strategy(strategy: Any) -> None:
             "DataParallel: a compiled model with batch norm cannot normalise by the whole batch. Leave torch.compile "
             "out, or use another normalisation."
         )
+
+
+def _gpu(device: torch.device) -> int | None:
+    """The number of a GPU, None for any other device."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _of_own_gpu(states: dict[str, Any], theirs: int | None, ours: int | None) -> dict[str, Any]:
+    """Another process's random states, with what its GPU draws from at the place of the GPU of this process."""
+    gpus = list(states["torch.cuda"]["current_state"])  # of all GPUs that it sees
+    if theirs is not None and ours is not None and max(theirs, ours) < len(gpus):
+        gpus[ours] = gpus[theirs]
+    return {**states, "torch.cuda": {"current_state": gpus}}
 
 
 def _setting(strategy: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, TwoViews
+from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, TwoViews, checkpoint
 from avalanche_contrastive.collectives import Rows, average_gradients, digest, processes, rank, split
 from avalanche_contrastive.distributed import DataParallel, is_main_process
 
@@ -294,6 +294,25 @@ def said(function, *arguments, **options):
     return "nothing"
 
 
+def resumed(folder):
+    """The endings of a run and of the same run that was saved and restored half-way, and the order of its plugins."""
+    RNGManager.set_random_seeds(3 + rank())
+    experiences, path = list(stream().train_stream)[:3], Path(folder) / "run.pt"
+    strategy = build("ssil", parallel=True, dtype=torch.float32)
+    order = [type(plugin).__name__ for plugin in strategy.plugins]
+    strategy.train(experiences[0])
+    checkpoint.save(strategy, path)
+    endings = []
+    for _ in range(2):
+        for experience in experiences[1:]:
+            strategy.train(experience)
+        endings.append(digest([*strategy.model.parameters(), torch.get_rng_state()]))
+        strategy = build("ssil", parallel=True, dtype=torch.float32)
+        checkpoint.restore(strategy, path)
+    kept = [type(plugin).__name__ for plugin in strategy.plugins if type(plugin).__name__ != "Refill"]
+    return {"endings": endings, "orders": [order, kept], "unwritable": said(checkpoint.save, strategy, path / "no.pt")}
+
+
 def only_in_one(action):
     return lambda strategy: action(strategy) if rank() == 1 else None
 
@@ -370,6 +389,7 @@ def main(folder):
         "gathered float32": partial(gathered, torch.float32),
         "gathered float64": partial(gathered, torch.float64),
         "split": lambda: [split(rows, parts) for rows, parts in ((5, 2), (1, 2), (6, 3), (2, 4))],
+        "resumed": partial(resumed, folder),
         "errors": errors,
     }
     found = {}

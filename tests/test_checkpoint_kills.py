@@ -12,6 +12,7 @@ import torch
 from resuming import METHODS, build
 
 from avalanche_contrastive import checkpoint
+from avalanche_contrastive.distributed import DataParallel
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,20 +43,21 @@ TWO = """
     import os, sys, torch, torch.distributed as dist
     from resuming import build, checkpoint, go_on
     from conftest import make_benchmark
+    from avalanche_contrastive.distributed import DataParallel
     folder = sys.argv[1]
     rank = 0 if os.fork() else 1
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    strategy = build("CSD")
+    strategy = build("CSD", plugins=[DataParallel()])
     go_on(strategy, make_benchmark(per_class=3), 0, 1)
+    torch.manual_seed(rank)
     checkpoint.save(strategy, f"{folder}/a.pt")
     assert os.path.exists(f"{folder}/a.pt")
     expected = torch.initial_seed(), torch.rand(3).tolist()
     torch.manual_seed(7)
-    assert checkpoint.restore(build("CSD"), f"{folder}/a.pt") == 1
+    assert checkpoint.restore(build("CSD", plugins=[DataParallel()]), f"{folder}/a.pt") == 1
     assert (torch.initial_seed(), torch.rand(3).tolist()) == expected
-    print("equal", rank, flush=True)
+    print(f"equal {rank}\\n", end="", flush=True)
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
@@ -72,4 +74,4 @@ def test_of_two_processes_the_first_writes_and_each_has_its_random_state(tmp_pat
     assert sorted(ended.stdout.split("\n")) == ["", "equal 0", "equal 1"]
     assert len(torch.load(tmp_path / "a.pt", weights_only=True)["random"]) == 2
     with pytest.raises(checkpoint.MismatchError, match="is of 2 processes and cannot go on in 1"):
-        checkpoint.restore(build("CSD"), tmp_path / "a.pt")
+        checkpoint.restore(build("CSD", plugins=[DataParallel()]), tmp_path / "a.pt")

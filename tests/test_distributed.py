@@ -16,7 +16,9 @@ import pytest
 import torch
 from distributed_worker import COMPARED
 
-from avalanche_contrastive.distributed import DataParallel, is_main_process
+from avalanche_contrastive import distributed
+from avalanche_contrastive.collectives import Rows
+from avalanche_contrastive.distributed import DataParallel, _of_own_gpu, is_main_process, local_device
 from benchmarks import cli, configs, files, runs
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +149,74 @@ def test_augmentations_differ_by_process_and_come_again_with_the_seed(found):
     assert len(zero) == 8
     assert not set(zero) & set(one)
     assert len(set(zero)) == 8
+
+
+def test_a_run_that_is_resumed_ends_as_one_that_was_not(found):
+    for ranks in found:
+        undisturbed, again = ranks["resumed"]["endings"]
+        assert undisturbed == again
+        assert ranks["resumed"]["orders"][0] == ranks["resumed"]["orders"][1]
+    assert found[0]["resumed"]["endings"] == found[1]["resumed"]["endings"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_in_every_process(found):
+    zero, one = (ranks["resumed"]["unwritable"] for ranks in found)
+    assert "Error" in zero
+    assert "the first process could not write" in one
+
+
+def test_a_process_draws_on_its_gpu_what_the_first_draws_on_its_own():
+    zero, one, ours = (torch.tensor([number]) for number in range(3))
+    states = {"torch": {"current_state": ours}, "torch.cuda": {"current_state": [zero, one]}}
+    taken = _of_own_gpu(states, 0, 1)
+    assert [int(state) for state in taken["torch.cuda"]["current_state"]] == [0, 0]
+    assert taken["torch"]["current_state"] is ours
+    assert states["torch.cuda"]["current_state"][1] is one
+    on_cpus = _of_own_gpu(states, None, None)
+    assert [int(state) for state in on_cpus["torch.cuda"]["current_state"]] == [0, 1]
+
+
+@pytest.fixture
+def two_of_torchrun(monkeypatch):
+    """As if torchrun had started this process as the second of two on this machine."""
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, two_of_torchrun):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert local_device() == torch.device("cuda", 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_RANK 1, but torch finds 1 GPU here"):
+        local_device()
+
+
+@pytest.mark.parametrize(("others", "shared"), [(("here", "0", 0), False), (("here", "1", 0), True)])
+def test_two_processes_may_each_see_one_gpu_only(monkeypatch, two_of_torchrun, others, shared):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *words, **named: None)
+    monkeypatch.setattr(distributed, "_all", lambda mine: [others, mine])
+    if not shared:
+        return distributed.join_processes("cuda:0")
+    with pytest.raises(ValueError, match="several processes share a GPU"):
+        distributed.join_processes("cuda:0")
+    return None
+
+
+def test_a_batch_of_one_row_is_put_together_whatever_its_size():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for rows in (1, 2):
+            batch = [torch.arange(rows), torch.rand(rows, 1, 5, 5), torch.full((rows,), 7), torch.rand(rows) > 0.5]
+            for ours, whole in zip(batch, Rows((rows,), 0).whole_batch(batch), strict=True):
+                assert torch.equal(ours, whole)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # ---- what is refused, what is found out
