@@ -50,10 +50,12 @@ class Rows:
     Args:
         sizes: rows of each process, in the order of their ranks.
         rank: of this process.
+        extra: further rows for show that this process's tensors may have at their end.
     """
 
     sizes: tuple[int, ...] = ()
     rank: int = 0
+    extra: int = 0
 
     @property
     def here(self) -> int:
@@ -80,7 +82,7 @@ class Rows:
         """
         if not self.sizes:
             return x
-        if x.ndim == 0 or len(x) != self.length:
+        if x.ndim == 0 or len(x) not in (self.length, self.length + self.extra):
             raise ValueError(
                 f"a batch is trained by {len(self.sizes)} processes and this one has {self.length} rows of it, but got "
                 f"a tensor of shape {tuple(x.shape)} for them. Does the model give a row for each sample?"
@@ -109,13 +111,16 @@ class Rows:
         torch's own ``SyncBatchNorm`` runs on GPUs only, and counts the row for show of a process that has none.
         """
         layers = [module for module in model.modules() if self.sizes and type(module).forward is _BatchNorm.forward]
+        before = [vars(layer).get("forward") for layer in layers]  # within the same for more rows
         for layer in layers:
             layer.forward = partial(_batch_norm, layer, self)
         try:
             yield
         finally:
-            for layer in layers:
+            for layer, forward in zip(layers, before, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
 
 class _Gather(torch.autograd.Function):
@@ -145,13 +150,20 @@ def _batch_norm(layer: Any, rows: Rows, x: Tensor) -> Tensor:
         plain: Tensor = _BatchNorm.forward(layer, x)
         return plain
     layer._check_input_dim(x)
+    given = rows.length + rows.extra
+    if len(x) % given:
+        raise ValueError(
+            f"a batch-norm layer got {len(x)} rows in a process that has {given} of the batch. Does the model run its "
+            "batch in parts, one after the other? Several processes cannot tell which parts belong together."
+        )
     axes = [0, *range(2, x.ndim)]
-    values = x.numel() // x.shape[1] // rows.length  # of each channel in a row
+    values = x.numel() // x.shape[1] // given  # of each channel in a row
     total = values * sum(rows.sizes)
     if total == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     precise = x if x.dtype == torch.float64 else x.float()
-    mean, variance = _moments(precise, axes, rows, values, total)
+    counted = precise[: len(x) // given * rows.length]
+    mean, variance = _moments(counted, axes, rows, values, total)
     if layer.training and layer.track_running_stats:
         _keep_statistics(layer, mean.detach(), variance.detach() * (total / (total - 1)))
     shape = [1, -1, *[1] * (x.ndim - 2)]

@@ -12,11 +12,14 @@ import socket
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from avalanche.models import MultiTaskModule
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
 from avalanche.training.templates.update_type.sgd_update import SGDUpdate
@@ -119,7 +122,8 @@ class DataParallel(SupervisedPlugin[Any]):
     Every process builds the same strategy on the same stream. The weights of process 0 are taken, its random state,
     too. ``train_mb_size`` is the size of the *whole* batch: each process loads and runs its share of the rows, outputs
     and batch are put together, and from then on (the criterion or objective, penalties, metrics) all processes see the
-    whole batch. Batch-norm layers normalise by the whole batch. What a run gives is what it gives in one process, up
+    whole batch. Batch-norm layers normalise by the whole batch; in a multi-task model that runs the rows of each task
+    in turn (``as_multitask``) by the task's rows in all processes. What a run gives is what it gives in one process, up
     to the rounding of sums and to the draws of augmentation and dropout, which differ by process.
 
     - Shuffles, buffers and read-outs draw from the shared random state; what makes a row (the training transform,
@@ -127,8 +131,9 @@ class DataParallel(SupervisedPlugin[Any]):
     - Evaluation is done by every process, on everything. Loggers of processes but the first are taken out.
     - After each experience weights, random states and stored exemplars of all processes are compared.
     - Refused: strategies with a training loop of their own (DER, ER-ACE, ...), plugins that add rows to a batch
-      (generative replay) or take gradients themselves before the strategy does (MIR). Plugins with a loader of their
-      own (A-GEM, BiC) get another part of it in each process by Avalanche's doing, and end in an error.
+      (generative replay) or take gradients themselves before the strategy does (MIR), models that cut their batch in
+      some other way before batch norm. Plugins with a loader of their own (A-GEM, BiC) get another part of it in each
+      process by Avalanche's doing, and end in an error.
 
     Attributes:
         rows: of the current batch, by process; None between batches. See `rows_of`.
@@ -191,7 +196,7 @@ class DataParallel(SupervisedPlugin[Any]):
         if self.rows is None or self._loader is None:
             return
         rows, mbatch = self.rows, strategy.mbatch
-        mark = torch.full((rows.length,), self._loader.mark, device=mbatch[0].device)
+        mark = torch.full((len(mbatch[1]),), self._loader.mark, device=mbatch[0].device)
         mark, *strategy.mbatch = rows.whole_batch([mark, *mbatch])
         if bool((mark != self._loader.mark).any()):
             raise RuntimeError(
@@ -265,8 +270,9 @@ class DataParallel(SupervisedPlugin[Any]):
                 f"{len(strategy.mbatch[1])}. A plugin that adds rows to the batch (generative replay, SCR) would add "
                 "them once in each process; train it in one."
             )
-        self.rows = rows
-        self._forward.enter_context(rows.shared_statistics(unwrapped(strategy.model)))
+        model = unwrapped(strategy.model)
+        self.rows = _task_by_task(strategy, model, rows, self._forward) if _splits_batch_norm(model) else rows
+        self._forward.enter_context(self.rows.shared_statistics(model))
 
 
 class _Last(SupervisedPlugin[Any]):
@@ -329,6 +335,49 @@ def _of_own_gpu(states: dict[str, Any], theirs: int | None, ours: int | None) ->
     if theirs is not None and ours is not None and max(theirs, ours) < len(gpus):
         gpus[ours] = gpus[theirs]
     return {**states, "torch.cuda": {"current_state": gpus}}
+
+
+def _splits_batch_norm(model: nn.Module) -> bool:
+    """Whether a multi-task model may run the rows of each task in turn through batch norm (``as_multitask`` does)."""
+    return (
+        isinstance(model, MultiTaskModule)
+        and type(model).forward_single_task is not MultiTaskModule.forward_single_task
+        and any(isinstance(module, _BatchNorm) for module in model.modules())
+    )
+
+
+def _task_by_task(strategy: Any, model: MultiTaskModule, rows: Rows, during: ExitStack) -> Rows:
+    """Let each task's rows be normalised by those of all processes, in a model that runs one task after the other.
+
+    Each process must then run the same tasks in the same order: for a task of the batch that it has no row of, its
+    batch gets one for show, at the end.
+
+    Args:
+        strategy: its batch is extended.
+        model: the strategy's.
+        rows: of the batch.
+        during: is closed when the forward pass has ended.
+
+    Returns:
+        The rows, those for show included.
+    """
+    labels = strategy.mb_task_id
+    blocks = rows.whole(labels).split(rows.sizes)
+    tasks = sorted({int(task) for block in blocks for task in block})
+    by_task = {task: Rows(tuple(int((block == task).sum()) for block in blocks), rows.rank) for task in tasks}
+    missing = sorted(set(tasks) - set(labels.tolist()))
+    if missing:
+        strategy.mbatch = [torch.cat([x, x[:1].expand(len(missing), *x.shape[1:])]) for x in strategy.mbatch]
+        strategy.mb_task_id[len(labels) :] = torch.tensor(missing)
+
+    def forward_single_task(x: Tensor, task_label: int) -> Any:
+        with by_task[int(task_label)].shared_statistics(model):
+            return type(model).forward_single_task(model, x, task_label)
+
+    # Not by setattr, with which a model of as_multitask would give it to the model inside.
+    vars(model)["forward_single_task"] = forward_single_task
+    during.callback(partial(vars(model).pop, "forward_single_task"))
+    return replace(rows, extra=len(missing))
 
 
 def _setting(strategy: Any) -> dict[str, Any]:

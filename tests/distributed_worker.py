@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from avalanche.benchmarks import nc_benchmark, ni_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule, as_multitask
 from avalanche.training import ER_ACE, Cumulative, Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import (
@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, TwoViews, checkpoint
+from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, MTContrastiveModel, TwoViews, checkpoint
 from avalanche_contrastive.collectives import Rows, average_gradients, digest, processes, rank, split
 from avalanche_contrastive.distributed import DataParallel, is_main_process
 
@@ -65,13 +65,35 @@ class Net(nn.Module):
 class Heads(MultiTaskModule):
     """A head per task."""
 
-    def __init__(self):
+    def __init__(self, dtype=torch.float32):
         super().__init__()
-        self.encoder = make_encoder(8)
+        self.encoder = nn.Sequential(Cast(dtype), make_encoder(8))
         self.head = MultiHeadClassifier(8)
 
     def forward(self, x, task_labels):
         return self.head(self.encoder(x), task_labels)
+
+
+class InTurn(Heads):
+    """Batch norm, too, gets the rows of one task after the other."""
+
+    forward = MultiTaskModule.forward
+
+    def forward_single_task(self, x, task_label):
+        return self.head(self.encoder(x), task_label)
+
+
+class Halves(Net):
+    """Runs its batch in parts of its own."""
+
+    def forward(self, x):
+        return torch.cat([super(Halves, self).forward(part) for part in (x[:1], x[1:])])
+
+
+def wrapped_in_heads():
+    net = Net(torch.float64)
+    net.head = nn.Linear(8, 2)
+    return as_multitask(net, "head")
 
 
 class Record(SupervisedPlugin):
@@ -154,7 +176,7 @@ def build(kind, *, parallel, dtype, plugins=(), model=None, batch=7, evaluator=N
 
 
 def train(kind, *, parallel, dtype=torch.float32, **options):
-    """Train on two experiences and evaluate on all."""
+    """Train on some experiences and evaluate on all."""
     torch.set_default_dtype(dtype)  # a head that grows knows no other
     try:
         return _train(kind, parallel, dtype=dtype, **options)
@@ -162,12 +184,12 @@ def train(kind, *, parallel, dtype=torch.float32, **options):
         torch.set_default_dtype(torch.float32)
 
 
-def _train(kind, parallel, *, flavour="A", benchmark=None, seed=3, keywords=None, **options):
+def _train(kind, parallel, *, flavour="A", benchmark=None, seed=3, keywords=None, experiences=2, **options):
     RNGManager.set_random_seeds(seed)
     benchmark = benchmark or stream(flavour)
     strategy = build(kind, parallel=parallel, **options)
     first = {name: x.detach().clone() for name, x in strategy.model.named_parameters()}
-    for experience in list(benchmark.train_stream)[:2]:
+    for experience in list(benchmark.train_stream)[:experiences]:
         strategy.train(experience, **(keywords or {}))
     trained = strategy.evaluator.get_last_metrics()
     assert processes() == (2 if parallel else 1)
@@ -199,6 +221,15 @@ def replaced(strategy):
     strategy.dataloader = Batches(strategy.dataloader)
 
 
+def with_heads(kind, model, **options):
+    """Three tasks; batches of 7 and of 1, in which a process has rows of some of the tasks only."""
+    return train(kind, flavour="tasks", model=model, experiences=3, dtype=torch.float64, **options)
+
+
+def memory():
+    return ReplayPlugin(10, batch_size=7, batch_size_mem=3)
+
+
 COMPARED = {
     **{f"{kind}-float32": partial(train, kind) for kind in METHODS},
     **{f"{kind}-float64": partial(train, kind, dtype=torch.float64) for kind in METHODS},
@@ -220,6 +251,12 @@ COMPARED = {
     ),
     "cumulative-C": partial(train, "cumulative", flavour="C", dtype=torch.float64),
     "ewc-heads_by_task": lambda **k: train("ewc", flavour="tasks", model=Heads, **k),
+    "co2l-heads": partial(with_heads, "co2l", lambda: MTContrastiveModel(Net(torch.float64).encoder, 8, 8).double()),
+    "ssil-heads": partial(with_heads, "ssil", partial(Heads, torch.float64)),
+    "csd-heads": partial(with_heads, "csd", partial(Heads, torch.float64)),
+    "ssil-heads_in_turn": partial(with_heads, "ssil", partial(InTurn, torch.float64)),
+    "csd-heads_in_turn": lambda **k: with_heads("csd", partial(InTurn, torch.float64), plugins=[memory()], **k),
+    "replay-heads_in_turn": partial(with_heads, "replay", wrapped_in_heads),
     "csd-one_step": partial(train, "csd", batch=8, dtype=torch.float64),
     "ssil-single_rows": partial(train, "ssil", batch=1, batch_size_mem=1, dtype=torch.float64),
     "ssil-workers": partial(train, "ssil", keywords={"num_workers": 2}, dtype=torch.float64),
@@ -354,6 +391,7 @@ def errors():
         "no plugin": said(train, "ssil", parallel=False),
         "own sampler": run("naive", plugins=[At("before_training_exp", own_sampler)]),
         "compiled": run("naive", model=lambda: torch.compile(Net(), backend="eager")),
+        "parts": run("naive", model=Halves),
         "wrapped": run("naive", model=lambda: DistributedDataParallel(make_encoder(8))),
     }
 
