@@ -315,11 +315,6 @@ def _check_strategy(strategy: Any) -> None:
         )
     if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
         raise ValueError("DataParallel: give the strategy the plain model, not one wrapped for data-parallel training.")
-    if unwrapped(model) is not model and any(isinstance(m, _BatchNorm) for m in model.modules()):
-        raise ValueError(
-            "DataParallel: a compiled model with batch norm cannot normalise by the whole batch. Leave torch.compile "
-            "out, or use another normalisation."
-        )
 
 
 def _gpu(device: torch.device) -> int | None:

@@ -107,7 +107,7 @@ class Record(SupervisedPlugin):
         self.epochs.append([])
 
     def after_training_iteration(self, strategy, **kwargs):
-        weights = torch.arange(1.0, strategy.mb_x[0].numel() + 1)
+        weights = torch.arange(1, strategy.mb_x[0].numel() + 1, dtype=strategy.mb_x.dtype)
         images = [round(float(row.flatten() @ weights), 2) for row in strategy.mb_x]
         self.epochs[-1].append(list(zip(strategy.mb_y.tolist(), images, strict=True)))
 
@@ -230,6 +230,29 @@ def memory():
     return ReplayPlugin(10, batch_size=7, batch_size_mem=3)
 
 
+def compiled(kind, *, in_place, **options):
+    """A model that runs compiled code, and has run before on batches of the same shape and mode."""
+
+    def model():
+        torch.compiler.reset()
+        plain = Net(torch.float64)
+        if kind == "co2l":
+            plain = ContrastiveModel(plain.encoder, 8, 8).double()
+        if not in_place:
+            return torch.compile(plain, backend="eager")
+        plain.compile(backend="eager")
+        return plain
+
+    def run_before(strategy):
+        strategy.model(torch.rand((4, 2, 1, 8, 8) if kind == "co2l" else (4, 1, 8, 8)))
+
+    record = Record()
+    plugins = [record, At("before_training_epoch", run_before)]
+    short = {"experiences": 1, "batch": 8, "train_epochs": 2}  # to compile takes seconds
+    found = train(kind, model=model, plugins=plugins, dtype=torch.float64, **short, **options)
+    return {**found, "batches": [[sorted(batch) for batch in epoch] for epoch in record.epochs]}
+
+
 COMPARED = {
     **{f"{kind}-float32": partial(train, kind) for kind in METHODS},
     **{f"{kind}-float64": partial(train, kind, dtype=torch.float64) for kind in METHODS},
@@ -257,6 +280,8 @@ COMPARED = {
     "ssil-heads_in_turn": partial(with_heads, "ssil", partial(InTurn, torch.float64)),
     "csd-heads_in_turn": lambda **k: with_heads("csd", partial(InTurn, torch.float64), plugins=[memory()], **k),
     "replay-heads_in_turn": partial(with_heads, "replay", wrapped_in_heads),
+    "co2l-compiled_in_place": partial(compiled, "co2l", in_place=True),
+    "naive-compiled": partial(compiled, "naive", in_place=False),
     "csd-one_step": partial(train, "csd", batch=8, dtype=torch.float64),
     "ssil-single_rows": partial(train, "ssil", batch=1, batch_size_mem=1, dtype=torch.float64),
     "ssil-workers": partial(train, "ssil", keywords={"num_workers": 2}, dtype=torch.float64),
@@ -390,7 +415,6 @@ def errors():
         "more rows": run("naive", plugins=[At("before_forward", add_a_row)]),
         "no plugin": said(train, "ssil", parallel=False),
         "own sampler": run("naive", plugins=[At("before_training_exp", own_sampler)]),
-        "compiled": run("naive", model=lambda: torch.compile(Net(), backend="eager")),
         "parts": run("naive", model=Halves),
         "wrapped": run("naive", model=lambda: DistributedDataParallel(make_encoder(8))),
     }

@@ -79,6 +79,13 @@ def test_statistics_metrics_and_random_numbers_are_those_of_one_process(found, n
     assert zero["random"] == one["random"] == alone["random"]
 
 
+@pytest.mark.parametrize("name", [name for name in COMPARED if "compiled" in name])
+def test_plugins_beside_a_compiled_model_see_the_whole_batch(found, name):
+    batches = in_one_process(name)["batches"]
+    assert [len(batch) for batch in batches[0]] == [8]
+    assert all(ranks[name]["batches"] == batches for ranks in found)
+
+
 def test_metrics_are_there_to_be_compared(found):
     for name in ("csd-metrics", "co2l-metrics"):
         metrics = found[0][name]["metrics"]
@@ -233,7 +240,6 @@ SAID = {
     "more rows": "4 rows, but the batch has 5",
     "no plugin": "no DataParallel plugin",
     "own sampler": "DistributedSampler",
-    "compiled": "compiled model with batch norm",
     "parts": "run its batch in parts",
     "wrapped": "plain model",
 }

@@ -221,7 +221,8 @@ class Co2LPlugin(ReplayMethodPlugin):
         """Keep the views for the teacher; put the objective in the criterion's place."""
         self._views = None if self._maker is None else self._maker.views_of(strategy.mb_output)
         if self._plain is not None:
-            strategy.mbatch[0], self._plain = self._plain, None
+            (strategy.mbatch[0],) = rows_of(strategy).whole_batch([self._plain])
+            self._plain = None
         self._unhook()
         super().after_forward(strategy, **kwargs)
 
