@@ -237,6 +237,46 @@ def test_a_notebook_that_hangs_is_stopped(tmp_path):
     assert outcome.elapsed < 60
 
 
+WHERE = "# %%\nimport os\n\nprint(repr(os.path.basename(os.environ.get('NOTEBOOK_DATA', ''))))\n"
+
+
+def test_a_users_variable_stays_out_of_what_is_committed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTEBOOK_DATA", "/somewhere/mine")
+    (tmp_path / "01_where.py").write_text(WHERE)
+    assert build.main(["--folder", str(tmp_path)]) == 0
+    shown = nbformat.read(tmp_path / "01_where.ipynb", as_version=4).cells[0].outputs
+    assert [output.text for output in shown] == ["''\n"]
+
+
+def test_other_data_go_to_another_folder(tmp_path):
+    scripts, out = tmp_path / "scripts", tmp_path / "made" / "out"
+    scripts.mkdir()
+    (scripts / "01_where.py").write_text(WHERE)
+    assert build.main(["--data", str(tmp_path / "images"), "--out", str(out), "--folder", str(scripts)]) == 0
+    shown = nbformat.read(out / "01_where.ipynb", as_version=4).cells[0].outputs
+    assert [output.text for output in shown] == ["'images'\n"]
+    assert list(scripts.glob("*.ipynb")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "images"], "--data needs --out"),
+        (["--data", "images", "--out", "HERE"], "--data needs --out"),
+        (["--data", "images", "--out", str(FOLDER)], "--data needs --out"),
+        (["--check", "--data", "images", "--out", "out"], "--check takes no --data"),
+    ],
+)
+def test_other_data_in_the_place_of_the_digits_are_refused(built, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(built)
+    before = (built / "01_tiny.ipynb").read_bytes()
+    arguments = [str(built) if word == "HERE" else word for word in arguments]
+    assert build.main([*arguments, "--folder", str(built)]) == 2
+    assert words in capsys.readouterr().err
+    assert (built / "01_tiny.ipynb").read_bytes() == before
+    assert not (built / "out").exists()
+
+
 def test_unknown_names_and_empty_folders_are_refused(built, tmp_path, capsys):
     assert build.main(["02_other", "--folder", str(built)]) == 2
     assert build.main(["--folder", str(tmp_path)]) == 2
