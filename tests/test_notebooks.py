@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from benchmarks.notebooks import FILES, check_words, choose, paired
+from benchmarks.streams import make_stream
 from notebooks import build
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -283,3 +285,54 @@ def test_unknown_names_and_empty_folders_are_refused(built, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "no notebook 02_other. Known: 01_tiny" in said
     assert "Known: none" in said
+
+
+def test_without_a_path_the_notebooks_run_on_the_digits():
+    assert choose("") == ("split_digits", {})
+
+
+def test_a_folder_with_mnist_is_taken(tmp_path, monkeypatch):
+    raw = tmp_path / "mine" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).touch()
+    monkeypatch.chdir(tmp_path)
+    suite, sizes = choose("mine")
+    assert suite == "split_mnist"
+    assert sizes["data"] == str(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"MNIST could not be loaded .* Incomplete: t10k-images-idx3-ubyte"):
+        make_stream(suite, 0, **sizes)
+
+
+def test_mnist_as_one_file_is_taken(tmp_path):
+    (tmp_path / "mnist.npz").touch()
+    assert choose(str(tmp_path))[0] == choose(str(tmp_path / "mnist.npz"))[0] == "split_mnist"
+
+
+def test_a_path_without_mnist_is_refused_and_nothing_made_or_downloaded(tmp_path):
+    (tmp_path / "some" / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "some" / "MNIST" / "raw" / FILES[0]).touch()
+    with pytest.raises(ValueError, match=rf"no MNIST in .*some: missing in .*raw: {FILES[1]}, .*MNIST\(.*download"):
+        choose(str(tmp_path / "some"))
+    with pytest.raises(ValueError, match=r"no MNIST in .*nowhere: missing"):
+        choose(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_words_that_do_not_fit_are_refused_on_the_digits_and_named_elsewhere():
+    claims = {"one is one": True, "one is two": False}
+    with pytest.raises(ValueError, match="do not fit the numbers any more: one is two"):
+        check_words("split_digits", claims)
+    assert check_words("split_digits", {"one is one": True}) == ""
+    assert "Of the 2 statements that are checked, these do **not** hold here: one is two." in check_words(
+        "split_mnist", claims
+    )
+    assert "all hold here" in check_words("split_mnist", {"one is one": True})
+
+
+def test_rows_are_compared_if_they_have_all_seeds_of_the_first():
+    def runs(*seeds):
+        return [{"seed": seed} for seed in seeds]
+
+    results = {"ours": runs(0, 1), "more": runs(0, 1, 2), "fewer": runs(1)}
+    assert paired(results, ["ours", "more", "fewer", "none"]) == {"ours": runs(0, 1), "more": runs(0, 1)}
