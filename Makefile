@@ -21,8 +21,9 @@ $(READY): setup.cfg pyproject.toml
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks run $(ROWS) --out out/split_digits
 
+# Two processes; the tests of a file stay together, for they share what is slow to make.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -119,13 +119,20 @@ class Compatibility:
         cells[row, column] = cell if passed and agreed else BROKEN
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.write:
+        if hasattr(session.config, "workerinput"):  # a process of pytest-xdist: the first one is told all outcomes
+            session.config.workeroutput["left_out"] = sorted(self.left_out)
+        elif self.write:
             self.page.parent.mkdir(exist_ok=True)
             self.page.write_text(render({**self.committed, **self.found}), encoding="utf-8")
         elif session.config.args_source is pytest.Config.ArgsSource.TESTPATHS and session.exitstatus == 0:
             self.stale = self.unfounded()
             if self.stale:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error) -> None:
+        """A process of pytest-xdist has ended; which tests were left out only those know."""
+        self.left_out.update(getattr(node, "workeroutput", {}).get("left_out", ()))
 
     def unfounded(self) -> list[str]:
         """Cells of the page that no test has recorded, where all tests of their table ran (or just all tests)."""

@@ -42,9 +42,14 @@ def session(tmp_path):
     def run(*arguments, bad="none", cell="as ever"):
         (tmp_path / "test_small.py").write_text(TESTS.replace("BAD", bad).replace("CELL", cell))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "xdist.plugin", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parent),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
             capture_output=True,
             text=True,
         )
@@ -82,6 +87,17 @@ def test_a_cell_without_a_test_fails_a_session_in_which_its_table_ran_whole(sess
     assert "cells without a test: Tables, gone, first; Tables, gone, second; Others, y, x" in output
     for part in ([], ["test_small.py"], ["-k", "first"], ["-k", "long", "-m", ""], ["-m", "slow"]):
         assert session(*part)[0] == 0
+
+
+def test_several_processes_find_the_same(session):
+    session("--write-compatibility")
+    assert session("-n", "2")[0] == 0
+    assert "this test 'yes: no longer'" in session("-n", "2", cell="no longer")[1]
+    session.page.write_text(session.page.read_text() + "| gone | yes | yes |\n")
+    assert session("-n", "2")[0] == 0  # a slow test was left out
+    status, output = session("-n", "2", "-m", "")
+    assert status == 1
+    assert "cells without a test: Tables, gone, first; Tables, gone, second" in output
 
 
 def test_a_table_that_did_not_run_is_kept(session):
