@@ -7,7 +7,7 @@ contradict. TOML has no "none": 0 stands for it where an option says so.
 from typing import Any
 
 from avalanche.models import MlpVAE, SCRModel, VAE_loss
-from avalanche.training import ER_ACE, MER, MaskedCrossEntropy, VAETraining
+from avalanche.training import ER_ACE, MER, MaskedCrossEntropy
 from avalanche.training.plugins import (
     CWRStarPlugin,
     EvaluationPlugin,
@@ -29,6 +29,7 @@ from benchmarks.repaired import (
     RepairedFeatureReplay,
     RepairedLaMAML,
     RepairedSCR,
+    RepairedVAETraining,
     TaskBlind,
     UniformCumulative,
     UniformGDumb,
@@ -226,7 +227,7 @@ def generative_replay(s: Setting, *, latent: int = 16, generator_lr: float = 1e-
     """
     device = s.device
     generator = MlpVAE(s.image_shape, nhid=latent, n_classes=s.classes, device=device)
-    trainer = VAETraining(
+    trainer = RepairedVAETraining(
         model=generator,
         optimizer=Adam(generator.parameters(), lr=generator_lr),
         criterion=VAE_loss,

@@ -220,7 +220,7 @@ _REPLAY: Mapping[str, Method] = {
     ),
     "generative_replay": Method(
         "benchmarks.baselines:generative_replay",
-        "replay of images from an autoencoder that is trained along",
+        "replay of images from an autoencoder that is trained along; repaired: takes any number of images",
         "GenerativeReplay",
         options={"latent": 16, "generator_lr": 1e-3, "generator_epochs": 0},
         grid={**COMMON, "options.generator_lr": (1e-3, 3e-3, 1e-2), "options.generator_epochs": (0, 60)},

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
-from avalanche.training import LearningWithoutForgetting
+from avalanche.training import LearningWithoutForgetting, VAETraining
 from avalanche.training.supervised import (
     ER_AML,
     SCR,
@@ -212,6 +212,18 @@ class RepairedLaMAML(LaMAML):
     def inner_update_step(self, fast_params: Any, x: Tensor, y: Tensor, t: Tensor) -> Any:
         """One step on a part of the batch, if there is one."""
         return super().inner_update_step(fast_params, x, y, t) if len(x) > 0 else fast_params
+
+
+class RepairedVAETraining(VAETraining):
+    """Training of an autoencoder with batch norm, on any number of images.
+
+    As shipped a last batch of a single image ends the run; it is left out.
+    """
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Without a last batch that batch norm cannot take."""
+        alone = len(self.adapted_dataset) % self.train_mb_size == 1
+        super().make_train_dataloader(**{**kwargs, **({"drop_last": True} if alone else {})})
 
 
 class TaskBlind(nn.Module):

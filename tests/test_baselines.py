@@ -642,6 +642,13 @@ def test_repaired_scr_stands_a_memory_smaller_than_its_classes():
     assert figures
 
 
+def test_an_autoencoder_with_batch_norm_stands_a_last_batch_of_one_image():
+    stream = make_stream()
+    images = len(stream.train_stream[0].dataset)
+    model = trained("generative_replay", stream, steps=1, batch_size=images - 1).model
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_evaluation_of_feature_replay_draws_nothing():
     stream = make_stream()
     strategy = trained("feature_replay", stream, memory=6, options={"batch_size_mem": 32})
