@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.cells import OURS, by_memory, get, is_ours, memories, memory_of, peak_memory
-from benchmarks.configs import Row
+from benchmarks.configs import TABLES, Row
 from benchmarks.files import write_bytes
 from benchmarks.results import Grouped, rows_of, suite_of
 from benchmarks.stats import mean_matrix, mean_std
@@ -79,9 +79,8 @@ def rendered(draw: Callable[[Grouped], Any], grouped: Grouped) -> bytes:
 
 
 def shown_rows(grouped: Grouped) -> list[Row]:
-    """The rows of the figures: the main ones, or where there are none, all."""
-    rows = rows_of(grouped, "main") or rows_of(grouped, "ablation") or rows_of(grouped, "trial")
-    return by_memory(rows, grouped)
+    """The rows of the figures: the main ones, or where there are none, those of another table."""
+    return by_memory(next(filter(None, (rows_of(grouped, table) for table in TABLES)), []), grouped)
 
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import digits
 
-from benchmarks import baselines, cli, configs, files, parser, pool, results, stats, tables, tuning
+from benchmarks import baselines, cli, configs, files, parser, plots, pool, results, stats, tables, tuning
 
 SUITE = "split_digits"
 ROOT = Path(__file__).parent.parent
@@ -326,6 +326,13 @@ def test_figures_are_drawn_from_the_json(quick_run, tmp_path):
     assert cli.main(["plot", "--results", str(quick_run), "--out", str(tmp_path / "figures")]) == 0
     for name in FIGURES:
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("table", configs.TABLES)
+def test_figures_of_one_table_show_its_rows(table, committed):
+    rows = {row.name: row for row in configs.load_rows(SUITE) if row.table == table}
+    shown = plots.shown_rows({name: of_row for name, of_row in committed[SUITE].items() if name in rows})
+    assert {row.name for row in shown} == set(rows)
 
 
 def test_a_report_is_written_from_a_folder_of_suites(quick_run, tmp_path, capsys):
