@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -52,27 +53,45 @@ def end_of(name, folder):
     return torch.load(folder / "ending", weights_only=False)
 
 
-def killed(name, folder, seconds):
-    """Kill a process after so long; whether it was still at work."""
-    child = start(name, folder)
+def killed(name, folder, saved, seconds):
+    """Kill a process so many seconds after it has saved so often; whether it was still at work."""
+    child, times, last = start(name, folder), 0, None
+    while times < saved:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        found = written(folder / "a.pt")
+        times, last = times + (found != last), found
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     return os.WIFSIGNALED(status)
 
 
+def written(path):
+    """What changes with each file that is put in the path's place; None while there is none."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    return None
+
+
 def main(name, kills):
-    """Each run is killed once and then ends; what the last kill left is not used again."""
+    """Each run is killed once and then ends; what the last kill left is not used again.
+
+    Moments are drawn as experiences done and a share of the next one: seconds of the whole run would all be early on a
+    machine that has become busy, and all late on one that is no longer.
+    """
     draw, moments, done, ends = random.Random(name), [], [], []
     with tempfile.TemporaryDirectory() as root:
         began = time.monotonic()
         undisturbed = end_of(name, folder_in(root))
-        whole = time.monotonic() - began
+        experiences = len(make_benchmark(per_class=8).train_stream)
+        each = (time.monotonic() - began) / experiences
         while len(ends) < kills:
-            folder, seconds = folder_in(root), draw.uniform(0, whole)
-            if not killed(name, folder, seconds):
+            folder, saved, share = folder_in(root), draw.randrange(experiences), draw.random()
+            if not killed(name, folder, saved, share * each):
                 continue  # it was faster this time
-            moments.append(round(seconds / whole, 2))
+            moments.append(round(saved + share, 2))
             path = folder / "a.pt"
             done.append(torch.load(path, weights_only=True)["done"] if path.exists() else 0)
             ends.append(differing(undisturbed, end_of(name, folder)))
