@@ -204,7 +204,7 @@ def test_ctrl_c_ends_the_workers_at_once_and_keeps_what_is_done(undisturbed, tmp
     wait_for(lambda: figures(tmp_path))
     workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=10)[1]
+    told = process.communicate(timeout=30)[1]  # on a busy machine, too
     assert process.returncode == 130
     assert "the same command goes on from there" in told
     assert "Traceback" not in told
