@@ -382,6 +382,16 @@ def test_committed_figures_follow_from_their_matrices_and_rows(committed):
                 assert result[key] == value, (where, key)
 
 
+def test_every_row_of_a_committed_suite_has_all_its_seeds(committed):
+    assert set(committed) == {"rotated_mnist", "split_cifar10", "split_digits", "split_fmnist", "split_mnist"}
+    for suite, grouped in committed.items():
+        rows = {row.name: row for row in configs.load_rows(suite)}
+        assert set(grouped) == set(rows), suite
+        for name, of_row in grouped.items():
+            seeds = range(5 if suite == SUITE and not rows[name].on_validation else 3)
+            assert [result["seed"] for result in of_row] == list(seeds), (suite, name)
+
+
 def test_committed_pages_follow_from_the_committed_json(committed):
     assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == tables.results_page(committed)
     pages = [ROOT / "README.md", *sorted((ROOT / "benchmarks" / "methods").glob("*.md"))]
