@@ -1,6 +1,7 @@
 """The figures, made from result files alone; readable in grey and by the colour-blind."""
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ OUR_MARKERS = dict(zip(OURS, "osD", strict=True))
 MARKERS = "^vPX*<>hpd8"
 BANDED = 12  # up to so many baselines have a band; more would hide each other
 DOTS = 140  # per inch
+TITLE = 32  # letters in a line above a matrix
 NUMBERED = 12  # up to so many experiences a matrix has its numbers written in
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a label may hold a $
@@ -193,7 +195,8 @@ def accuracy_matrices(grouped: Grouped) -> Any:
             continue
         row = rows[place]
         size_of = memory_of(row, grouped)
-        title = f"{row.label}\nmemory {size_of}" if several and size_of else row.label
+        label = textwrap.fill(row.label, TITLE)
+        title = f"{label}\nmemory {size_of}" if several and size_of else label
         image = heat_map(axes, title, 100 * np.array(mean_matrix([r["accuracy_matrix"] for r in grouped[row.name]])))
     figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 1.6 / lines), aspect=25)
     figure.supxlabel("evaluated on experience", fontsize="medium")
