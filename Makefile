@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 
 # The tests that docs/compatibility.md is written from.
-MATRICES := $(wildcard tests/test_stream_matrix.py tests/test_partners.py tests/test_buffers.py)
+MATRICES := $(addprefix tests/plugins/test_,stream_matrix.py partners.py buffers.py)
 
 .PHONY: install benchmark notebooks compatibility test test-slow lint types clean
 

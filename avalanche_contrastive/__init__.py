@@ -10,8 +10,7 @@ from avalanche_contrastive._version import __version__
 
 if TYPE_CHECKING:
     from avalanche_contrastive.data import BatchAugmentation, TwoViews
-    from avalanche_contrastive.heads import MTContrastiveModel
-    from avalanche_contrastive.models import ContrastiveModel
+    from avalanche_contrastive.models import ContrastiveModel, MTContrastiveModel
     from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, SSILPlugin
     from avalanche_contrastive.strategies import CSD, SSIL, Co2L
 
@@ -32,8 +31,7 @@ __all__ = [
 
 _HOMES = {
     "data": ("BatchAugmentation", "TwoViews"),
-    "heads": ("MTContrastiveModel",),
-    "models": ("ContrastiveModel",),
+    "models": ("ContrastiveModel", "MTContrastiveModel"),
     "plugins": ("CSDPlugin", "Co2LPlugin", "ExperienceSchedule", "SSILPlugin"),
     "strategies": ("CSD", "Co2L", "SSIL"),
 }

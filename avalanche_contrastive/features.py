@@ -13,7 +13,8 @@ from avalanche.models.fecam import FeCAMClassifier
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
-from avalanche_contrastive.models import ReadOut, compiled, unwrapped
+from avalanche_contrastive._torch import compiled, unwrapped
+from avalanche_contrastive.readout import ReadOut
 
 __all__ = ["FeatureCapture"]
 

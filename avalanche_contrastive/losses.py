@@ -9,11 +9,22 @@ and also under autocast (but ``torch.set_float32_matmul_precision`` holds here, 
 Wrong shapes and values, an empty batch among them, raise ``ValueError``.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from avalanche_contrastive._checks import (
+    came,
+    check_choice,
+    check_classes,
+    check_embeddings,
+    check_labels,
+    check_positive,
+    check_shape,
+    check_weight,
+)
 
 __all__ = [
     "asymmetric_supcon",
@@ -60,9 +71,9 @@ def asymmetric_supcon(
             > 0, or an unknown reduction.
     """
     name = "asymmetric_supcon"
-    z = _check_embeddings(name, "z", z, views=2)
+    z = check_embeddings(name, "z", z, views=2)
     b, v, _ = z.shape
-    y = _check_labels(name, y, b)
+    y = check_labels(name, y, b)
     check_positive(name, temperature=temperature)
     if base_temperature is not None:
         check_positive(name, base_temperature=base_temperature)
@@ -121,8 +132,8 @@ def relation_distillation(
         ValueError: z or z_teacher is not (B, V, D), they differ in B or V, or a temperature is not > 0.
     """
     name = "relation_distillation"
-    z = _check_embeddings(name, "z", z)
-    z_teacher = _check_embeddings(name, "z_teacher", z_teacher)
+    z = check_embeddings(name, "z", z)
+    z_teacher = check_embeddings(name, "z_teacher", z_teacher)
     if z.shape[:2] != z_teacher.shape[:2]:
         raise ValueError(
             f"{name}: student and teacher must embed the same views, got z {tuple(z.shape)} and z_teacher "
@@ -158,10 +169,10 @@ def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
         ValueError: a wrong shape or type, a label outside [0, K), or a label whose class has no group.
     """
     name = "separated_softmax"
-    _check_shape(name, "logits", logits, 2, "(B, K)")
+    check_shape(name, "logits", logits, 2, "(B, K)")
     b, k = logits.shape
-    y = _check_labels(name, y, b)
-    groups = _check_classes(name, "groups", groups, k)
+    y = check_labels(name, y, b)
+    groups = check_classes(name, "groups", groups, k)
     if int(y.min()) < 0 or int(y.max()) >= k:
         raise ValueError(
             f"{name}: labels must lie in [0, {k}), the width of the logits, got {int(y.min())} to {int(y.max())}. "
@@ -204,8 +215,8 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
         ValueError: a wrong shape or type, a teacher wider than the student, or a temperature not > 0.
     """
     name = "taskwise_distillation"
-    _check_shape(name, "logits", logits, 2, "(B, K)")
-    _check_shape(name, "teacher_logits", teacher_logits, 2, "(B, K_teacher)")
+    check_shape(name, "logits", logits, 2, "(B, K)")
+    check_shape(name, "teacher_logits", teacher_logits, 2, "(B, K_teacher)")
     b, k = logits.shape
     width = teacher_logits.shape[1]
     if teacher_logits.shape[0] != b or width > k:
@@ -213,7 +224,7 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
             f"{name}: teacher_logits must be (B, K_teacher) with B = {b} and K_teacher <= {k}, the shape of logits, "
             f"got {tuple(teacher_logits.shape)}. Did both models see the same batch?"
         )
-    tasks = _check_classes(name, "tasks", tasks, width)
+    tasks = check_classes(name, "tasks", tasks, width)
     check_positive(name, temperature=temperature)
 
     with _full_precision(logits):
@@ -263,8 +274,8 @@ def contrastive_distillation(
         ValueError: a wrong shape or type, features of unequal shapes, a temperature not > 0, or an unknown form.
     """
     name = "contrastive_distillation"
-    _check_shape(name, "features", features, 2, "(B, D)")
-    y = _check_labels(name, y, len(features))
+    check_shape(name, "features", features, 2, "(B, D)")
+    y = check_labels(name, y, len(features))
     if not isinstance(teacher_features, Tensor) or teacher_features.shape != features.shape:
         given = tuple(teacher_features.shape) if isinstance(teacher_features, Tensor) else type(teacher_features)
         raise ValueError(
@@ -313,8 +324,8 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
         ValueError: a wrong shape or type, or a margin below 0.
     """
     name = "batch_hard_triplet"
-    _check_shape(name, "features", features, 2, "(B, D)")
-    y = _check_labels(name, y, len(features))
+    check_shape(name, "features", features, 2, "(B, D)")
+    y = check_labels(name, y, len(features))
     check_weight(name, margin=margin)
 
     with _full_precision(features):
@@ -362,83 +373,3 @@ def _full_precision(x: Tensor) -> torch.autocast:
 def _float32(x: Tensor) -> Tensor:
     """At least float32: half-precision similarities at temperature 0.01 are off by whole nats."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def came(x: object) -> str:
-    """What was given, for an error."""
-    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-
-
-def _check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
-    if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
-        raise ValueError(
-            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {came(x)}. "
-            "Is it the model's output for the batch?"
-        )
-
-
-def _check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
-    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
-        given = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(
-            f"{name}: {argument} must be floating-point of shape (B, V, D) with B >= 1 and V >= {views}, got "
-            f"{given}. Is the training transform wrapped in TwoViews, or an augmentation given "
-            "to Co2L?"
-        )
-    return z
-
-
-def _check_labels(name: str, y: Tensor, b: int) -> Tensor:
-    if not isinstance(y, Tensor) or y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError(
-            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {came(y)}. "
-            "Were labels one-hot, or given once per view?"
-        )
-    return y.long()
-
-
-def _check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
-    if not isinstance(ids, Tensor) or ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"{name}: {argument} must be integers of shape ({k},), a tensor, one per class (-1: takes no part), got "
-            f"{came(ids)}. Has the classifier grown since they were made?"
-        )
-    return ids.long()
-
-
-def check_positive(name: str, **values: float) -> None:
-    """Refuse values that are not finite numbers > 0."""
-    for argument, value in values.items():
-        if not _is_number(value) or not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {argument} must be a finite number > 0, got {value!r}.")
-
-
-def check_weight(name: str, **values: float) -> None:
-    """Refuse values that are not finite numbers >= 0."""
-    for argument, value in values.items():
-        if not _is_number(value) or not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value!r}.")
-
-
-def check_count(name: str, minimum: int, **values: Any) -> None:
-    """Refuse values that are not whole numbers >= minimum."""
-    for argument, value in values.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
-            raise ValueError(f"{name}: {argument} must be a whole number >= {minimum}, got {value!r}.")
-
-
-def check_flag(name: str, **values: bool) -> None:
-    """Refuse values that are not True or False."""
-    for argument, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}: {argument} must be True or False, got {value!r}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -1,24 +1,15 @@
-"""The model of Co2L with its read-out, and frozen copies (teachers)."""
+"""The models of Co2L: encoder, projector and read-out, for one head or a head for each task."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-from avalanche.models import FeatureExtractorBackbone, SCRModel, TrainEvalModel
-from avalanche.models.dynamic_modules import DynamicModule
-from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from avalanche_contrastive.losses import check_count
+from avalanche_contrastive._checks import check_count
+from avalanche_contrastive.readout import UNFITTED_LOGIT, ReadOut, TaskReadOuts
 
-__all__ = ["ContrastiveModel", "ReadOut", "fit_linear", "fit_nearest_mean", "frozen_copy"]
-
-UNFITTED_LOGIT = -1000.0  # what Avalanche's IncrementalClassifier gives a class it has not been trained on
+__all__ = ["ContrastiveModel", "MTContrastiveModel"]
 
 
 class ContrastiveModel(nn.Module):
@@ -107,240 +98,54 @@ class ContrastiveModel(nn.Module):
         return logits.mean(dim=1) if features.ndim == 3 else logits
 
 
-class ReadOut(DynamicModule):
-    """Class logits from frozen features: a linear layer, or the negative squared distance to class means.
+class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
+    """A ``ContrastiveModel`` with a read-out for each task label, for task-incremental streams.
 
-    Its values are buffers, not parameters: no optimiser moves them, and ``fit`` replaces them. It widens to the
-    largest class id of every experience it meets; a class that was never fitted has logit -1000, as in Avalanche's
-    ``IncrementalClassifier``.
+    ``model(x, task_labels)``, as Avalanche's other multi-task models. In training mode the projection, whatever the
+    task; in evaluation mode class logits by the read-out of each row's own task, in which no class of another task can
+    win. Class ids may be unique over the stream or start at 0 in each task.
 
     Args:
-        feature_size: D.
+        encoder: maps a batch to features (B, feature_size).
+        feature_size: width of the encoder's output.
+        projection_size: width of the projection (the paper's 128).
+        hidden_size: width of the projection head's hidden layer; None: feature_size, as the authors'.
+        sample_ndim: see ``ContrastiveModel``.
     """
 
-    weight: Tensor
-    bias: Tensor
-    fitted: Tensor
-    unit: Tensor
+    readout: TaskReadOuts
 
-    def __init__(self, feature_size: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(0, feature_size))
-        self.register_buffer("bias", torch.zeros(0))
-        self.register_buffer("fitted", torch.zeros(0, dtype=torch.bool))
-        self.register_buffer("unit", torch.tensor(False))
-
-    @property
-    def width(self) -> int:
-        """Classes that it has a column for, fitted or not."""
-        return len(self.bias)
-
-    def adaptation(self, experience: Any) -> None:
-        """Widen to the largest class id of the experience (Avalanche calls this before train and eval)."""
-        classes = getattr(experience, "classes_in_this_experience", None)
-        if classes:
-            self.widen(max(classes) + 1)
-
-    def widen(self, width: int) -> None:
-        """Have at least ``width`` classes; new ones are unfitted."""
-        extra = width - len(self.bias)
-        if extra > 0:
-            self.weight = torch.cat([self.weight, self.weight.new_zeros(extra, self.weight.shape[1])])
-            self.bias = torch.cat([self.bias, self.bias.new_zeros(extra)])
-            self.fitted = torch.cat([self.fitted, self.fitted.new_zeros(extra)])
-
-    def fit(self, classes: Tensor, weight: Tensor, bias: Tensor, *, unit: bool) -> None:
-        """Take new values for ``classes`` (C,), weight (C, D) and bias (C,); every other class becomes unfitted."""
-        self.widen(int(classes.max()) + 1)
-        self.weight.zero_()[classes] = weight.to(self.weight)
-        self.bias.zero_()[classes] = bias.to(self.bias)
-        self.fitted.fill_(False)[classes] = True
-        self.unit.fill_(unit)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (..., K) of features (..., D)."""
-        if len(self.bias) == 0:
-            raise RuntimeError(
-                "ReadOut: no class is known yet, so there are no logits. Train on an experience first, or evaluate "
-                "through a strategy, which tells the model the classes of the stream."
-            )
-        if self.unit:
-            features = F.normalize(features, dim=-1)
-        return F.linear(features, self.weight, self.bias).masked_fill(~self.fitted, UNFITTED_LOGIT)
+    def _new_readout(self, feature_size: int) -> TaskReadOuts:
+        return TaskReadOuts(feature_size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh model has no classes yet: take the width that was saved.
-        for name in ("weight", "bias", "fitted"):
-            if prefix + name in state_dict:
-                setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
+        # The first read-out that is made does not know where the model is.
+        self.readout.make_saved(state_dict, f"{prefix}readout.")
+        self.readout.to(next(self.projector.parameters()).device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def forward(  # type: ignore[override]
+        self, x: Tensor, task_labels: Tensor | int | None
+    ) -> Tensor | dict[int, Tensor]:
+        """Projections in training mode; in evaluation mode logits (B, K), or {task label: logits} without labels.
 
-def fit_linear(
-    features: Tensor, y: Tensor, *, lr: float = 1.0, epochs: int = 100, batch_size: int = 256, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit a linear classifier to features by class-balanced SGD, as Co2L's linear evaluation does.
+        K is the width of the widest read-out; a class that a row's own read-out does not have, or that it was never
+        fitted on, has logit -1000.
+        """
+        if self.training:
+            return self.project(x)
+        features = self.embed(x)
+        if task_labels is None:
+            return {task: self._logits(features, task) for task in self.readout.tasks}
+        if isinstance(task_labels, int):
+            return self._logits(features, task_labels)
+        logits = features.new_full((len(features), self.readout.width), UNFITTED_LOGIT)
+        for task in task_labels.unique().tolist():
+            rows = task_labels == task
+            own = self._logits(features[rows], task)
+            logits[rows, : own.shape[1]] = own.to(logits)
+        return logits
 
-    Each epoch draws as many samples as there are, with replacement and weight 1 / class count; momentum 0.9, no
-    weight decay, rate x 0.2 after 60, 75 and 90 % of the epochs (Cha et al. 2021, section 5.1 and appendix). Starts
-    from zero and draws from a generator of its own, so it neither touches nor depends on the global random state.
-
-    Args:
-        features: (N, D).
-        y: class ids, (N,).
-        lr: the paper's 1.0 for Seq-CIFAR-10, 0.1 for Seq-Tiny-ImageNet.
-        epochs: passes over the data.
-        batch_size: features per step.
-        seed: of the draws.
-
-    Returns:
-        Class ids (C,), weight (C, D), bias (C,).
-    """
-    features = features.detach().float()
-    classes, target, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    draws = torch.Generator().manual_seed(seed)
-    balance = (1.0 / counts.float())[target].cpu()
-    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        weight = features.new_zeros(len(classes), features.shape[1], requires_grad=True)
-        bias = features.new_zeros(len(classes), requires_grad=True)
-        optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
-        milestones = [int(share * epochs) for share in (0.6, 0.75, 0.9)]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
-        for _ in range(epochs):
-            order = torch.multinomial(balance, len(balance), replacement=True, generator=draws)
-            for rows in order.to(features.device).split(batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(F.linear(features[rows], weight, bias), target[rows]).backward()
-                optimizer.step()
-            schedule.step()
-    return classes, weight.detach(), bias.detach()
-
-
-def fit_nearest_mean(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest class mean of unit features as a linear layer: -|f - m|^2 = 2 f.m - |m|^2 - 1 for |f| = 1.
-
-    Returns:
-        Class ids (C,), weight (C, D), bias (C,), to be applied to unit features.
-    """
-    classes, target, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    features = F.normalize(features.detach().float(), dim=1)
-    total = features.new_zeros(len(classes), features.shape[1]).index_add(0, target, features)
-    mean = F.normalize(total / counts[:, None], dim=1)
-    return classes, 2 * mean, -(mean**2).sum(dim=1) - 1
-
-
-@torch.no_grad()
-def embed_dataset(
-    model: ContrastiveModel, dataset: Any, *, batch_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of an Avalanche dataset under its evaluation transforms.
-
-    The model is put in evaluation mode for it (its batch statistics stay) and back afterwards. No random state is
-    drawn from: the loader has a generator of its own.
-    """
-    features, labels = [], []
-    with preserved_modes(model):
-        model.eval()
-        for x, y, *_ in DataLoader(dataset.eval(), batch_size=batch_size, generator=torch.Generator()):
-            embedded = model.embed(x.to(device))
-            if embedded.ndim == 3:  # a pipeline whose evaluation transform makes views, too
-                y = y.repeat_interleave(embedded.shape[1])
-                embedded = embedded.flatten(0, 1)
-            features.append(embedded.float())
-            labels.append(y.to(device))
-    return torch.cat(features), torch.cat(labels)
-
-
-@contextmanager
-def preserved_modes(model: nn.Module) -> Iterator[None]:
-    """Leave every module in the training or evaluation mode that it is in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def own_random_state(*counters: int) -> Iterator[None]:
-    """Run a block on random numbers of its own, and leave torch's, numpy's and Python's states as they were.
-
-    The block's seed follows the user's (``torch.manual_seed``) and the counters, not how much others have drawn since:
-    what a plugin draws in it is the same beside any other plugin, in either order.
-    """
-    state = RNGManager.__getstate__()
-    try:
-        RNGManager.set_random_seeds(own_seed(*counters))
-        yield
-    finally:
-        RNGManager.__setstate__(state)
-
-
-def own_seed(*counters: int) -> int:
-    """A seed in [0, 2^32) from the user's torch seed and some counters."""
-    seed = torch.initial_seed()
-    for counter in counters:
-        seed = seed * 1_000_003 + counter
-    return seed % 2**32
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without the wrappers of data-parallel training or ``torch.compile``."""
-    if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
-        return unwrapped(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
-
-
-def compiled_in_place(model: nn.Module) -> bool:
-    """Whether the module compiles its own call (``model.compile()``), hooks included: one added later may not run."""
-    return getattr(model, "_compiled_call_impl", None) is not None
-
-
-def compiled(model: nn.Module) -> bool:
-    """Whether a call of the model runs compiled code, by ``torch.compile(model)`` or ``model.compile()``."""
-    return any(hasattr(module, "_orig_mod") or compiled_in_place(module) for module in model.modules())
-
-
-def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval") -> nn.Module:
-    """A teacher: a deep copy in evaluation mode, without gradients.
-
-    Avalanche's models with a classifier for training and another for evaluation keep the one for training: a teacher
-    is asked for what the student gives in training.
-
-    Args:
-        model: any module.
-        batchnorm: "train" lets batch-norm layers normalise by the batch, as the teachers of the official Co2L and
-            CSD code do.
-    """
-    model = unwrapped(model)
-    # Tensors inside a graph cannot be copied; some models keep their last features (FeatureExtractorModel).
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    memo = {id(value): value.detach() for value in kept if not value.is_leaf}
-    teacher = copy.deepcopy(model, memo).requires_grad_(False).eval()
-    for parameter in teacher.parameters():
-        parameter.grad = None
-    _own_hooks(teacher)
-    for module in teacher.modules():
-        if isinstance(module, (TrainEvalModel, SCRModel)):
-            module.training = True  # chooses the classifier; every layer inside stays in evaluation mode
-    if batchnorm == "train":
-        for module in teacher.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train()
-    return teacher
-
-
-def _own_hooks(teacher: nn.Module) -> None:
-    """Let the backbones in a copied model listen to it, and no others.
-
-    Their hooks are closures, which a deep copy leaves with the original; herding hooks a model from outside.
-    """
-    for module in teacher.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__qualname__", "").startswith("FeatureExtractorBackbone."):
-                del module._forward_hooks[key]
-    for module in teacher.modules():
-        if isinstance(module, FeatureExtractorBackbone):
-            module.add_hooks(module.model)
+    def _logits(self, features: Tensor, task: int) -> Tensor:
+        logits: Tensor = self.readout(features, task)
+        return logits.mean(dim=1) if features.ndim == 3 else logits

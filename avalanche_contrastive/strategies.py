@@ -16,7 +16,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, MethodPlugin, SSILPlugin
-from avalanche_contrastive.plugins.checks import check_template
+from avalanche_contrastive.plugins.guards import check_template
 
 __all__ = ["CSD", "SSIL", "Co2L"]
 

@@ -1,8 +1,8 @@
-"""Entry point of ``python -m benchmarks``."""
+"""``python -m benchmarks`` in a checkout: the runner of the package, ``avalanche_contrastive.bench``."""
 
 import sys
 
-from benchmarks.cli import main
+from avalanche_contrastive.bench.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,6 @@
 
 # %%
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,7 +18,6 @@ from IPython.display import Markdown
 from torch import nn
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "benchmarks").is_dir())
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed with the package
 # tqdm misses its widgets; Avalanche misses a logger, but we read what `eval` returns.
 warnings.filterwarnings("ignore", message="IProgress not found|No loggers specified")
 # A folder with MNIST as torchvision keeps it, in FOLDER/MNIST/raw; empty: scikit-learn's digits.
@@ -31,8 +29,9 @@ DATA = os.environ.get("NOTEBOOK_DATA", "")
 # A stream, a model, an evaluator, a loop. First the stream.
 
 # %%
-from benchmarks.notebooks import check_words, choose
-from benchmarks.streams import STREAMS, make_stream
+from notebook_data import check_words, choose
+
+from avalanche_contrastive.bench.data.streams import STREAMS, make_stream
 
 SUITE, SIZES = choose(DATA)
 stream = make_stream(SUITE, seed=0, **SIZES)
@@ -74,7 +73,7 @@ def pipeline(strategy):
 # %%
 from avalanche.training.determinism.rng_manager import RNGManager
 
-from benchmarks.models import make_encoder
+from avalanche_contrastive.bench.methods.networks import make_encoder
 
 
 def encoder():

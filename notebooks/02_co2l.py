@@ -10,7 +10,6 @@
 
 # %%
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from IPython.display import Markdown
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "benchmarks").is_dir())
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed with the package
 # tqdm misses its widgets; Avalanche misses a logger, but we read what `eval` returns.
 warnings.filterwarnings("ignore", message="IProgress not found|No loggers specified")
 # A folder with MNIST as torchvision keeps it, in FOLDER/MNIST/raw; empty: scikit-learn's digits.
@@ -33,10 +31,11 @@ DATA = os.environ.get("NOTEBOOK_DATA", "")
 # images of the same class.
 
 # %%
+from notebook_data import check_words, choose, paired
+
 from avalanche_contrastive import BatchAugmentation
+from avalanche_contrastive.bench.data.streams import STREAMS, make_stream
 from avalanche_contrastive.data import stack_views
-from benchmarks.notebooks import check_words, choose, paired
-from benchmarks.streams import STREAMS, make_stream
 
 SUITE, SIZES = choose(DATA)
 
@@ -73,7 +72,7 @@ plt.show()
 # runs take a minute or a few. The first two are run on three seeds, the others on one.
 
 # %%
-from benchmarks.configs import load_row
+from avalanche_contrastive.bench.config import load_row
 
 CONFIG = load_row("co2l", SUITE).config
 EPOCHS = min(8, CONFIG.epochs)
@@ -95,9 +94,9 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_contrastive import Co2L, ContrastiveModel
-from avalanche_contrastive.models import frozen_copy
-from benchmarks.models import make_encoder
-from benchmarks.runs import schedule_of
+from avalanche_contrastive.bench.methods.networks import make_encoder
+from avalanche_contrastive.bench.run.execute import schedule_of
+from avalanche_contrastive.teacher import frozen_copy
 
 
 def fresh_model(seed):
@@ -392,8 +391,8 @@ def anatomy(variant, seed):
 measured = {key: anatomy(*key) for key in runs}
 
 # %%
-from benchmarks.cells import Table
-from benchmarks.stats import bootstrap_interval, compare
+from avalanche_contrastive.bench.report.cells import Table
+from avalanche_contrastive.bench.report.stats import bootstrap_interval, compare
 
 
 def with_range(variant, name):
@@ -416,7 +415,7 @@ Markdown(str(Table(("learner", *figures), lines, "l" + "r" * len(figures), capti
 # The same question with all images, the full number of epochs and whatever seeds there are, from `benchmarks/results`.
 
 # %%
-from benchmarks.results import load_results
+from avalanche_contrastive.bench.results import load_results
 
 results = load_results(ROOT / "benchmarks" / "results" / SUITE)
 ABLATIONS = ("symmetric", "no_distillation", "ncm", "no_buffer", "no_buffer_no_distillation")

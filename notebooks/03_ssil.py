@@ -11,7 +11,6 @@
 
 # %%
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from IPython.display import Markdown
 from torch import nn
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "benchmarks").is_dir())
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed with the package
 # tqdm misses its widgets; Avalanche misses a logger, but we read what `eval` returns.
 warnings.filterwarnings("ignore", message="IProgress not found|No loggers specified")
 # A folder with MNIST as torchvision keeps it, in FOLDER/MNIST/raw; empty: scikit-learn's digits.
@@ -38,8 +36,9 @@ DATA = os.environ.get("NOTEBOOK_DATA", "")
 # cross-entropy over all classes seen; its distillation is task-wise as well, which is the paper's own comparison.
 
 # %%
-from benchmarks.configs import load_row
-from benchmarks.notebooks import check_words, choose, paired
+from notebook_data import check_words, choose, paired
+
+from avalanche_contrastive.bench.config import load_row
 
 SUITE, SIZES = choose(DATA)
 CONFIG = load_row("ssil", SUITE).config
@@ -63,10 +62,10 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_contrastive import SSIL
+from avalanche_contrastive.bench.data.streams import STREAMS, make_stream
+from avalanche_contrastive.bench.methods.networks import Classifier, make_encoder
+from avalanche_contrastive.bench.run.execute import schedule_of
 from avalanche_contrastive.metrics import bias_metrics
-from benchmarks.models import Classifier, make_encoder
-from benchmarks.runs import schedule_of
-from benchmarks.streams import STREAMS, make_stream
 
 
 def learner(variant, stream, seed):
@@ -240,8 +239,8 @@ plt.show()
 # separated softmax too **rarely**. In numbers, after the last experience, mean and 95 % bootstrap interval over seeds:
 
 # %%
-from benchmarks.cells import Table
-from benchmarks.stats import bootstrap_interval
+from avalanche_contrastive.bench.report.cells import Table
+from avalanche_contrastive.bench.report.stats import bootstrap_interval
 
 FIGURES = {
     "predicted newest": ("NewestShare_Predicted_Seen", 100),
@@ -270,7 +269,7 @@ Markdown(str(Table(("learner", *FIGURES), rows_shown, "lrrrr", "Per cent of imag
 
 
 # %%
-from benchmarks.stats import compare
+from avalanche_contrastive.bench.report.stats import compare
 
 
 def compared(first, second, name):
@@ -382,8 +381,8 @@ Markdown(str(Table(("learner", *LOSSES), rows_shown, "lrrr", "Final accuracy in 
 # learned; Recall@1 is that of the features, which no bias of the last layer touches.
 
 # %%
-from benchmarks.results import load_results
-from benchmarks.stats import learning_accuracy
+from avalanche_contrastive.bench.report.stats import learning_accuracy
+from avalanche_contrastive.bench.results import load_results
 
 results = load_results(ROOT / "benchmarks" / "results" / SUITE)
 PARTS = ("global", "no_distillation", "plain", "plain_global", "plain_no_distillation")

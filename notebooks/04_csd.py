@@ -11,7 +11,6 @@
 
 # %%
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import torch
 from IPython.display import Markdown
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "benchmarks").is_dir())
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed with the package
 # tqdm misses its widgets; Avalanche misses a logger, but we read what `eval` returns.
 warnings.filterwarnings("ignore", message="IProgress not found|No loggers specified")
 # A folder with MNIST as torchvision keeps it, in FOLDER/MNIST/raw; empty: scikit-learn's digits.
@@ -36,8 +34,9 @@ DATA = os.environ.get("NOTEBOOK_DATA", "")
 # second classifies by the nearest class mean of just that gallery.
 
 # %%
-from benchmarks.configs import load_row, row_files
-from benchmarks.notebooks import check_words, choose
+from notebook_data import check_words, choose
+
+from avalanche_contrastive.bench.config import load_row, row_files
 
 SUITE, SIZES = choose(DATA)
 SEEDS = range(5)
@@ -54,10 +53,10 @@ from dataclasses import replace
 
 from avalanche.training.determinism.rng_manager import RNGManager
 
+from avalanche_contrastive.bench.data.streams import STREAMS, make_stream
+from avalanche_contrastive.bench.run.execute import build, matrices
 from avalanche_contrastive.metrics import Source, readout_metrics, retrieval_metrics, with_forgetting
-from avalanche_contrastive.models import frozen_copy
-from benchmarks.runs import build, matrices
-from benchmarks.streams import STREAMS, make_stream
+from avalanche_contrastive.teacher import frozen_copy
 
 
 def learner(name, stream, seed):
@@ -169,9 +168,9 @@ plt.show()
 # ## What would one get without learning?
 
 # %%
+from avalanche_contrastive.bench.methods.networks import make_encoder
+from avalanche_contrastive.bench.results import load_results
 from avalanche_contrastive.metrics import recall_at_k
-from benchmarks.models import make_encoder
-from benchmarks.results import load_results
 
 results = load_results(ROOT / "benchmarks" / "results" / SUITE)
 stream = make_stream(SUITE, 0, **{**SIZES, "test_images": 0})  # the results are of all test images
@@ -192,8 +191,8 @@ final |= {
 }
 
 # %%
-from benchmarks.cells import Table
-from benchmarks.stats import bootstrap_interval
+from avalanche_contrastive.bench.report.cells import Table
+from avalanche_contrastive.bench.report.stats import bootstrap_interval
 
 
 def shown(values):
@@ -335,7 +334,7 @@ plt.show()
 # The paired differences, seed by seed, with the exact sign-flip test:
 
 # %%
-from benchmarks.stats import compare
+from avalanche_contrastive.bench.report.stats import compare
 
 pairs = [
     ("two classes", forgotten, "accuracy, task known", "Recall@1 within experience"),

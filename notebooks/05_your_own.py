@@ -21,7 +21,6 @@ from IPython.display import Markdown
 from torch import nn
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "benchmarks").is_dir())
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed with the package
 # tqdm misses its widgets; Avalanche misses a logger, but we read what `eval` returns.
 warnings.filterwarnings("ignore", message="IProgress not found|No loggers specified")
 
@@ -50,7 +49,7 @@ np.savez(folder / "photos.npz", **dict(zip(names, parts, strict=True)))
 # with a reason.
 
 # %%
-from benchmarks.streams import make_stream
+from avalanche_contrastive.bench.data.streams import make_stream
 
 stream = make_stream("own", seed=0, data=str(folder / "photos.npz"))
 Markdown(f"Stream: {stream.description}.")
@@ -207,8 +206,8 @@ print(*(f"  {title}" for title in re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
 # %%
 import matplotlib.pyplot as plt
 
+from avalanche_contrastive.bench.results import load_results
 from avalanche_contrastive.plots import plot_curves
-from benchmarks.results import load_results
 
 results = load_results(folder / "results")
 labels = {runs[0]["shown"]["label"]: runs for runs in results.values()}
@@ -225,7 +224,7 @@ for ax, (key, ylabel) in zip(axes, drawn.items(), strict=True):
 # the seeds that are above Replay.
 
 # %%
-from benchmarks.stats import compare
+from avalanche_contrastive.bench.report.stats import compare
 
 FIGURES = {"final accuracy": "final_accuracy", "average accuracy": "average_accuracy", "final Recall@1": "recall_at_1"}
 

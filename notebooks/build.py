@@ -37,7 +37,7 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from benchmarks.files import write_text  # noqa: E402
+from avalanche_contrastive.bench.files import write_text  # noqa: E402
 
 FORMAT = "py:percent"
 LIMIT = 90.0  # processor seconds of one notebook: five of them in under 4 minutes on two cores

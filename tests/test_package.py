@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,14 @@ from avalanche_contrastive import checkpoint, losses, metrics, plots
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, MethodPlugin, SSILPlugin
 
 ROOT = Path(avalanche_contrastive.__file__).parent
-ALLOWED = {
-    "_version": set(),
-    "files": set(),
-    "losses": set(),
-    "data": set(),
-    "models": {"losses"},
-    "features": {"models"},
-    "heads": {"losses", "models"},
-    "launch": set(),
-    "collectives": set(),
-    "metrics": {"features", "losses", "models", "metrics"},
-    "plots": set(),
-    "plugins": {"features", "losses", "models", "heads", "data", "plugins", "distributed"},
-    "sharding": {"collectives", "models"},
-    "distributed": {"collectives", "launch", "losses", "models", "sharding"},
-    "strategies": {"plugins"},
-    "__init__": {"_version", "data", "models", "heads", "plugins", "strategies"},
-    "checkpoint": {"_version", "collectives", "files", "models", "checkpoint"},
-}
+# Each floor imports from the floors before it, and within itself without a circle.
+FLOORS = [
+    {"_version", "_launch", "_files", "_rows", "_checks", "_torch", "losses"},
+    {"data", "models", "readout", "features", "teacher", "tasks"},
+    {"plugins", "metrics"},
+    {"strategies", "checkpoint", "parallel", "plots", "__init__"},
+    {"bench"},
+]
 
 
 def imports_of(path):
@@ -44,16 +34,46 @@ def imports_of(path):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    ours = {m.split(".")[1] for m in imports_of(path) if m.startswith("avalanche_contrastive.")}
-    assert ours <= ALLOWED[room]
+def room_of(module):
+    """The first name below the package: a module or a folder."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def floor_of(room):
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+SOURCES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_run_one_way(module):
+    for imported in imports_of(SOURCES[module]):
+        if imported.split(".")[0] == ROOT.name and imported != ROOT.name:
+            assert floor_of(room_of(imported)) <= floor_of(room_of(module)), imported
+
+
+@pytest.mark.xfail(strict=True, reason="checkpoint.encoding and checkpoint.samples, until that room is rebuilt")
+def test_no_modules_import_each_other():
+    before = {module: {name for name in imports_of(path) if name in SOURCES} for module, path in SOURCES.items()}
+    assert list(TopologicalSorter(before).static_order())
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_no_module_imports_what_is_private_to_another(module):
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == ROOT.name:
+            assert not [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
 
 
 def test_losses_need_torch_only():
     roots = {module.split(".")[0] for module in imports_of(ROOT / "losses.py")}
-    assert roots <= {"torch", "typing", "math"}
+    assert roots <= {"torch", "typing", "math", "avalanche_contrastive"}
+    assert {m for m in imports_of(ROOT / "losses.py") if "contrastive" in m} == {"avalanche_contrastive._checks"}
+    assert {module.split(".")[0] for module in imports_of(ROOT / "_checks.py")} <= {"torch", "typing", "math"}
 
 
 def test_a_loss_costs_no_import_of_avalanche():

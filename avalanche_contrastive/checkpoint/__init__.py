@@ -21,6 +21,8 @@ import torch.distributed as dist
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor
 
+from avalanche_contrastive._files import remove_left_over, replacing
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.checkpoint.comparing import differing_options
 from avalanche_contrastive.checkpoint.decoding import Decoder, fill_optimizers
@@ -37,9 +39,7 @@ from avalanche_contrastive.checkpoint.kinds import (
 )
 from avalanche_contrastive.checkpoint.samples import Refill
 from avalanche_contrastive.checkpoint.twins import Twins
-from avalanche_contrastive.collectives import processes, rank
-from avalanche_contrastive.files import remove_left_over, replacing
-from avalanche_contrastive.models import unwrapped
+from avalanche_contrastive.parallel.collectives import of_all_processes, processes, rank
 
 __all__ = ["CheckpointError", "MismatchError", "extra_of", "restore", "save"]
 
@@ -156,7 +156,7 @@ def _content(strategy: Any, stream: Iterable[Any] | None) -> dict[str, Any]:
         **_names(strategy),
         "state": state,
         "optimizers": optimizers,
-        "random": _of_all_processes(random_state),
+        "random": _states_of_all(random_state),
     }
 
 
@@ -326,13 +326,10 @@ def _on_first_process(write: Callable[[], None]) -> None:
         raise failed
 
 
-def _of_all_processes(value: Any) -> list[Any]:
-    """A value of each process, in their order."""
+def _states_of_all(state: Any) -> list[Any]:
+    """A state with tensors, of each process, in their order; as bytes, for of_all_processes takes no tensors."""
     if processes() == 1:
-        return [value]
-    # As bytes: Avalanche replaces the unpickler that torch would read tensors with, and on today's torch its own fails.
+        return [state]
     data = io.BytesIO()
-    torch.save(value, data)
-    values = [b""] * processes()
-    dist.all_gather_object(values, data.getvalue())
-    return [torch.load(io.BytesIO(each), weights_only=True) for each in values]
+    torch.save(state, data)
+    return [torch.load(io.BytesIO(each), weights_only=True) for each in of_all_processes(data.getvalue())]

@@ -17,6 +17,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.checkpoint.comparing import check_layer, differing, differing_options
 from avalanche_contrastive.checkpoint.kinds import (
     FACTORIES,
@@ -36,7 +37,7 @@ from avalanche_contrastive.checkpoint.kinds import (
 )
 from avalanche_contrastive.checkpoint.samples import Shelf, attribute_of
 from avalanche_contrastive.checkpoint.twins import Twins
-from avalanche_contrastive.models import frozen_copy, unwrapped
+from avalanche_contrastive.teacher import frozen_copy
 
 __all__ = ["Decoder"]
 

@@ -18,6 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.checkpoint.fingerprints import fingerprint
 from avalanche_contrastive.checkpoint.kinds import (
     FACTORIES,
@@ -30,7 +31,6 @@ from avalanche_contrastive.checkpoint.kinds import (
     state_of,
 )
 from avalanche_contrastive.checkpoint.samples import Shelf, encode_samples
-from avalanche_contrastive.models import unwrapped
 
 __all__ = ["Encoder"]
 

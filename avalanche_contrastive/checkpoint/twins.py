@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.checkpoint.kinds import MISSING, SCALARS, name_of, state_of
-from avalanche_contrastive.models import unwrapped
 
 __all__ = ["Twins"]
 

@@ -10,8 +10,8 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue, 
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_contrastive._checks import check_flag
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.losses import check_flag
 from avalanche_contrastive.metrics.sources import Source, check_rows, trained_classes
 
 __all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels"]

@@ -8,7 +8,7 @@ import torch
 from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
-from avalanche_contrastive.losses import came
+from avalanche_contrastive._checks import came
 from avalanche_contrastive.metrics.base import GatheringMetric, Level, MatrixValue, chosen_levels
 from avalanche_contrastive.metrics.search import check_y
 

@@ -10,12 +10,13 @@ from avalanche.models import avalanche_forward
 from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
 from torch import Tensor, nn
 
+from avalanche_contrastive._checks import check_flag, check_positive
+from avalanche_contrastive._torch import own_random_state
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.losses import check_flag, check_positive
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.search import WORKING_SET, check_features, check_y
 from avalanche_contrastive.metrics.sources import whole
-from avalanche_contrastive.models import frozen_copy, own_random_state
+from avalanche_contrastive.teacher import frozen_copy
 
 __all__ = ["DriftMetric", "class_displacement", "drift_metrics", "linear_cka", "relation_drift"]
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
-from avalanche_contrastive.losses import check_choice, check_count
+from avalanche_contrastive._checks import check_choice, check_count
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.retrieval import nearest_neighbours
 from avalanche_contrastive.metrics.search import Distance, check_features, check_y
 from avalanche_contrastive.metrics.sources import Data, Source
-from avalanche_contrastive.models import fit_linear, fit_nearest_mean
+from avalanche_contrastive.readout import fit_linear, fit_nearest_mean
 
 __all__ = ["ReadOutMetric", "fit_readout", "readout_metrics"]
 

@@ -8,7 +8,7 @@ import torch
 from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
-from avalanche_contrastive.losses import check_choice
+from avalanche_contrastive._checks import check_choice
 from avalanche_contrastive.metrics.base import SUFFIX, FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.search import Distance, Search, Ties, check_ties, prepared, similarities
 from avalanche_contrastive.metrics.sources import Data, Source

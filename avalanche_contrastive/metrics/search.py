@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_contrastive.losses import came, check_choice
+from avalanche_contrastive._checks import came, check_choice
 
 __all__ = ["Distance", "Search", "Ties", "check_features", "check_ties", "check_y", "prepared", "similarities"]
 
@@ -191,20 +192,32 @@ def _origin(x: Tensor) -> Tensor:
 def similarities(queries: Tensor, gallery: Tensor, distance: Distance) -> Iterator[tuple[Tensor, Tensor]]:
     """For chunks of the queries: their rows (B,), and similarities (B, G) that the caller may overwrite.
 
-    Larger is nearer: cosine, or q.g - |g|^2 / 2, which orders the gallery of a query as Euclidean distance does.
+    Larger is nearer: cosine, or q.g - |g|^2 / 2, which orders the gallery of a query as Euclidean distance does. Copies
+    of an image have the same similarity to the last bit: it is computed once for all of them. (In a matrix product the
+    last bits of a column may depend on where the column stands, on some processors.)
     """
     chunk = max(1, WORKING_SET // max(1, len(gallery)))
-    # Products of a single row run through another kernel, in which copies of an image need not tie: two rows at least.
-    memory = queries.new_empty(max(2, min(chunk, len(queries))), len(gallery))
-    offset = None if distance == "cosine" else gallery.square().sum(dim=1) / -2
+    distinct, copies = _without_copies(gallery)
+    memory = queries.new_empty(min(chunk, len(queries)), len(distinct))
+    offset = None if distance == "cosine" else distinct.square().sum(dim=1) / -2
     for rows in torch.arange(len(queries), device=queries.device).split(chunk):
-        q = queries[rows] if len(rows) > 1 else queries[rows].repeat(2, 1)
-        out = memory[: len(q)]
+        out = memory[: len(rows)]
         if offset is None:
-            torch.mm(q, gallery.T, out=out)
+            torch.mm(queries[rows], distinct.T, out=out)
         else:
-            torch.addmm(offset, q, gallery.T, out=out)
-        yield rows, out[: len(rows)]
+            torch.addmm(offset, queries[rows], distinct.T, out=out)
+        yield rows, out if copies is None else out[:, copies]
+
+
+def _without_copies(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The distinct rows of x (N, D), and the place of each row among them, (N,); None if all rows are distinct."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        distinct, places = torch.unique(x, dim=0, return_inverse=True) if x.numel() else (x, None)
+    else:  # rows as bytes: many times as fast as torch.unique; adding zero makes -0.0 equal to 0.0
+        rows = np.ascontiguousarray((x + 0.0).numpy()).view(np.dtype((np.void, x.shape[1] * x.element_size())))
+        _, first, inverse = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+        distinct, places = x[torch.from_numpy(first)], torch.from_numpy(inverse.reshape(-1))
+    return (x, None) if len(distinct) == len(x) else (distinct, places)
 
 
 def _largest(x: Tensor, k: int) -> Tensor:

@@ -10,8 +10,8 @@ from avalanche.training.supervised import JointTraining
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avalanche_contrastive._torch import own_random_state, preserved_modes
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.models import own_random_state, preserved_modes
 
 __all__ = ["Data", "Source"]
 

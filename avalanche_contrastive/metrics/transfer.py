@@ -10,7 +10,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_contrastive.losses import check_choice, check_flag
+from avalanche_contrastive._checks import check_choice, check_flag
 from avalanche_contrastive.metrics.base import chosen_levels
 from avalanche_contrastive.metrics.retrieval import RetrievalMetric
 from avalanche_contrastive.metrics.search import Distance, Ties

@@ -1,8 +1,8 @@
 """The three methods as Avalanche plugins, each alone under ``Naive`` the whole method, and the papers' schedules."""
 
-from avalanche_contrastive.plugins.base import MethodPlugin
 from avalanche_contrastive.plugins.co2l import Co2LPlugin
 from avalanche_contrastive.plugins.csd import CSDPlugin
+from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.plugins.schedule import ExperienceSchedule
 from avalanche_contrastive.plugins.ssil import SSILPlugin
 

@@ -12,32 +12,16 @@ from avalanche.training.storage_policy import ExemplarsBuffer, FeatureBasedExemp
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avalanche_contrastive.data import stack_views
-from avalanche_contrastive.distributed import rows_of
-from avalanche_contrastive.heads import TaskReadOuts
-from avalanche_contrastive.losses import (
-    asymmetric_supcon,
-    came,
-    check_choice,
-    check_count,
-    check_flag,
-    check_positive,
-    check_weight,
-    relation_distillation,
-)
-from avalanche_contrastive.models import (
-    ContrastiveModel,
-    compiled_in_place,
-    embed_dataset,
-    fit_linear,
-    fit_nearest_mean,
-    own_random_state,
-    unwrapped,
-)
-from avalanche_contrastive.plugins.checks import check_finite
+from avalanche_contrastive._checks import came, check_choice, check_count, check_flag, check_positive, check_weight
+from avalanche_contrastive._rows import rows_of
+from avalanche_contrastive._torch import compiled_in_place, own_random_state, unwrapped
+from avalanche_contrastive.losses import asymmetric_supcon, relation_distillation
+from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins.partners import UNFIT_FOR_CO2L, check_order
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
-from avalanche_contrastive.plugins.streams import PAIR, is_piece, pair_codes, pairs_of, starts_task
+from avalanche_contrastive.plugins.views import ViewMaker
+from avalanche_contrastive.readout import TaskReadOuts, embed_dataset, fit_linear, fit_nearest_mean
+from avalanche_contrastive.tasks import PAIR, is_piece, pair_codes, pairs_of, starts_task
 
 __all__ = ["Co2LPlugin"]
 
@@ -145,7 +129,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
         self.readout, self.readout_lr = readout, readout_lr
         self.readout_epochs, self.readout_batch_size = readout_epochs, readout_batch_size
-        self._maker: _ViewMaker | None = None
+        self._maker: ViewMaker | None = None
         self._hooks: list[Any] = []
         self._views: Tensor | None = None
         self._plain: Tensor | None = None  # the batch without views, while the views are in its place
@@ -201,7 +185,7 @@ class Co2LPlugin(ReplayMethodPlugin):
                     f"augmentation to make them, got {tuple(x.shape)}. Leave one out: TwoViews in the stream's "
                     "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
                 )
-            self._maker = _ViewMaker(self.augmentation, self.views, self._where, strategy.mb_y)
+            self._maker = ViewMaker(self.augmentation, self.views, self._where, strategy.mb_y)
             if compiled_in_place(strategy.model):  # such a model may not run hooks
                 self._plain = x
                 (strategy.mbatch[0],) = self._maker(strategy.model, (x,))
@@ -350,32 +334,6 @@ class Co2LPlugin(ReplayMethodPlugin):
         return fit_linear(
             features, y, lr=self.readout_lr, epochs=self.readout_epochs, batch_size=self.readout_batch_size
         )
-
-
-class _ViewMaker:
-    """A forward pre-hook that gives the model views of its batch, and keeps them by what the model made of them."""
-
-    def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int, where: str, y: Tensor) -> None:
-        self.augmentation, self.views, self.where, self.y = augmentation, views, where, y
-        self.stacked: Tensor | None = None
-        self.kept: list[tuple[Any, Tensor | None]] = []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_ViewMaker":
-        return _ViewMaker(
-            self.augmentation, self.views, self.where, self.y
-        )  # a copy of the model gets views, but keeps its own
-
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.stacked = stack_views(args[0], self.augmentation, self.views)
-        check_finite("Co2LPlugin", self.where, self.stacked, self.y, "views that the augmentation made of the images")
-        return (self.stacked, *args[1:])
-
-    def keep(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.kept.append((output, self.stacked))
-
-    def views_of(self, output: Any) -> Tensor | None:
-        """The views that gave an output; another plugin may have called the model since."""
-        return next((views for result, views in self.kept if result is output), self.stacked)
 
 
 def _check_features(features: Tensor) -> None:

@@ -7,21 +7,19 @@ import torch.nn.functional as F
 from avalanche.models import avalanche_forward
 from torch import Tensor
 
-from avalanche_contrastive.distributed import rows_of
+from avalanche_contrastive._checks import check_choice, check_flag, check_positive, check_weight
+from avalanche_contrastive._rows import rows_of
+from avalanche_contrastive._torch import preserved_modes, unwrapped
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
-    check_choice,
-    check_flag,
-    check_positive,
-    check_weight,
     contrastive_distillation,
     separated_softmax,
     taskwise_distillation,
 )
-from avalanche_contrastive.models import preserved_modes, unwrapped
-from avalanche_contrastive.plugins.base import MethodPlugin
+from avalanche_contrastive.plugins.method import MethodPlugin
+from avalanche_contrastive.plugins.multihead import headwise_cross_entropy, headwise_distillation
+from avalanche_contrastive.tasks import by_head
 
 __all__ = ["CSDPlugin"]
 

@@ -13,10 +13,10 @@ from avalanche.training.storage_policy import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from avalanche_contrastive.losses import came, check_count
-from avalanche_contrastive.models import own_random_state, own_seed, preserved_modes
-from avalanche_contrastive.plugins.base import MethodPlugin
-from avalanche_contrastive.plugins.streams import is_piece
+from avalanche_contrastive._checks import came, check_count
+from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
+from avalanche_contrastive.plugins.method import MethodPlugin
+from avalanche_contrastive.tasks import is_piece
 
 __all__ = ["ReplayLoader", "ReplayMethodPlugin"]
 

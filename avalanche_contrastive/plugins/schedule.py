@@ -7,7 +7,7 @@ from typing import Any, Literal
 from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
 
-from avalanche_contrastive.losses import check_choice, check_count, check_flag, check_positive, check_weight
+from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
 
 __all__ = ["ExperienceSchedule"]
 

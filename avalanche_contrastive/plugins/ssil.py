@@ -6,18 +6,12 @@ from typing import Any, Literal
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
-from avalanche_contrastive.heads import by_head, headwise_cross_entropy, headwise_distillation
-from avalanche_contrastive.losses import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_positive,
-    check_weight,
-    separated_softmax,
-    taskwise_distillation,
-)
-from avalanche_contrastive.models import unwrapped
+from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
+from avalanche_contrastive._torch import unwrapped
+from avalanche_contrastive.losses import separated_softmax, taskwise_distillation
+from avalanche_contrastive.plugins.multihead import headwise_cross_entropy, headwise_distillation
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
+from avalanche_contrastive.tasks import by_head
 
 __all__ = ["SSILPlugin"]
 

@@ -1,0 +1,401 @@
+"""The streams by name: which images, in which experiences and order, with or without a validation split."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import dataset_benchmark, nc_benchmark
+from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
+from torch import Tensor
+from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
+
+from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
+from avalanche_contrastive.bench.data.batched import Images, Normalise, install
+from avalanche_contrastive.bench.data.sources import load
+
+VALIDATION_SHARE = 0.2
+SCENARIOS = ("class", "task", "domain")
+OWN_SHARES = 5  # experiences of own data without domains in the domain scenario
+TURN = 180.0  # degrees; a domain of rotated_mnist is turned by less
+CIFAR_10: Normalise = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # Co2L, main.py
+CIFAR_100: Normalise = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # CSD, main.py
+TINY: Normalise = ((0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821))  # Co2L, main.py
+
+
+@dataclass(frozen=True)
+class StreamKind:
+    """A stream and what belongs to its kind of image.
+
+    Args:
+        source: what `data.load` takes.
+        title: the data in words.
+        experiences: how many by default; 0: see `default_experiences`.
+        network: key of NETWORKS, by default.
+        scenarios: those it has, the default one first.
+        augmentation: keywords of BatchAugmentation; digits must not be mirrored.
+        normalise: mean and standard deviation of each channel, applied to every fetched image; none: images stay in
+            [0, 1].
+        rotated: whether each experience is all images under a rotation of its own.
+    """
+
+    source: str
+    title: str
+    experiences: int
+    network: str
+    scenarios: tuple[str, ...] = SCENARIOS
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    normalise: Normalise | None = None
+    rotated: bool = False
+
+
+PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}
+
+STREAMS: Mapping[str, StreamKind] = {
+    "split_digits": StreamKind(
+        "digits",
+        "scikit-learn's digits",
+        5,
+        "small_cnn",
+        augmentation={"scale": (0.6, 1.0), "flip": 0.0, "rotation": 10.0},
+    ),
+    "split_mnist": StreamKind(
+        "mnist", "MNIST", 5, "mlp", augmentation={"scale": (0.7, 1.0), "flip": 0.0, "rotation": 10.0}
+    ),
+    "rotated_mnist": StreamKind(
+        "mnist",
+        "MNIST",
+        20,
+        "mnist_cnn",
+        scenarios=("domain",),
+        augmentation={"scale": (0.7, 1.0), "flip": 0.0},  # Co2L's, without a further rotation
+        rotated=True,
+    ),
+    "split_fmnist": StreamKind("fmnist", "Fashion-MNIST", 5, "mlp", augmentation={"scale": (0.6, 1.0), "flip": 0.5}),
+    "split_cifar10": StreamKind("cifar10", "CIFAR-10", 5, "medium_cnn", augmentation=PHOTO, normalise=CIFAR_10),
+    "split_cifar100": StreamKind("cifar100", "CIFAR-100", 10, "resnet18", augmentation=PHOTO, normalise=CIFAR_100),
+    "split_tiny_imagenet": StreamKind(
+        "tiny_imagenet",
+        "Tiny-ImageNet",
+        10,
+        "resnet18",
+        augmentation={"scale": (0.1, 1.0), "flip": 0.5},
+        normalise=TINY,
+    ),
+    "own": StreamKind("own", "own data", 0, "medium_cnn", augmentation=PHOTO),
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One run's data.
+
+    Args:
+        benchmark: Avalanche's; its test stream has the evaluated images.
+        class_order: all classes in the order of their coming; in the domain scenario simply 0 ... K - 1.
+        counts: evaluated images of each experience.
+        classes: K.
+        image_shape: (C, H, W).
+        class_names: K names.
+        experience_classes: of each experience, ascending.
+        description: all of it in words, for results.
+        angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
+    """
+
+    benchmark: Any
+    class_order: list[int]
+    counts: list[int]
+    classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    experience_classes: list[list[int]]
+    description: str
+    angles: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images for training or for evaluation: (N, C, H, W), (N,) classes, (N,) domains if the data have some, a name."""
+
+    x: Tensor
+    y: Tensor
+    domains: Tensor | None
+    name: str
+
+    def rows(self, rows: Array, name: str = "") -> "_Part":
+        domains = None if self.domains is None else self.domains[rows]
+        return _Part(self.x[rows], self.y[rows], domains, name or self.name)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a stream is made of."""
+
+    kind: StreamKind
+    class_names: tuple[str, ...]
+    note: str
+    train: _Part
+    held: _Part
+
+    @property
+    def parts(self) -> tuple[_Part, _Part]:
+        return self.train, self.held
+
+
+def make_stream(
+    name: str,
+    seed: int,
+    *,
+    data: str = "",
+    scenario: str = "",
+    experiences: int = 0,
+    base_classes: int = 0,
+    train_images: int = 0,
+    test_images: int = 0,
+    validation: bool = False,
+) -> Stream:
+    """The stream of one run.
+
+    In the class and the task scenario an experience brings new classes, in an order by the seed; the task scenario
+    gives task labels besides. In the domain scenario every experience has a task label, its domain, and is tested on
+    its own domain: a rotation by the seed (rotated_mnist), a domain of the data in their order (own data with
+    domains), or an equal random share, by the seed, of every class.
+
+    Args:
+        name: key of STREAMS.
+        seed: decides the class order, the angles or the shares; nothing else.
+        data: folder of the downloads, "" for Avalanche's default; for "own" the path of the file or folder.
+        scenario: "class", "task" or "domain"; "": the stream's first.
+        experiences: how many, the first included; 0: the stream's default.
+        base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
+        train_images: at most so many training images, the same for every seed, each class with its share; 0: all.
+            Of rotated_mnist it is the number for each domain, each with a choice of its own.
+        test_images: likewise of the evaluated images.
+        validation: evaluate on validation images instead of the test images, which are then not even in the
+            benchmark: those of the data, or a stratified fifth of the training images. For `tune`.
+
+    Raises:
+        ValueError: an unknown stream or scenario, numbers that do not go with the data, or unreadable data.
+    """
+    if name not in STREAMS:
+        raise ValueError(f"no stream named {name!r}. Known: {', '.join(STREAMS)}")
+    kind = STREAMS[name]
+    scenario = scenario or kind.scenarios[0]
+    if scenario not in kind.scenarios:
+        raise ValueError(f"{name}: scenario must be one of {', '.join(kind.scenarios)}; got {scenario!r}.")
+    if min(experiences, base_classes, train_images, test_images) < 0:
+        raise ValueError(f"{name}: experiences, base_classes, train_images and test_images must not be negative.")
+    if base_classes and scenario == "domain":
+        raise ValueError(
+            f"{name}: base_classes means nothing in the domain scenario, where no experience adds classes."
+        )
+    install()
+    loaded = _load(kind, data, validation)
+    if kind.rotated:
+        return _rotated(loaded, seed, experiences or kind.experiences, (train_images, test_images))
+    loaded = replace(loaded, train=_capped(loaded.train, train_images), held=_capped(loaded.held, test_images))
+    if scenario == "domain":
+        return _domains(loaded, seed, experiences)
+    classes = len(loaded.class_names)
+    sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), base_classes)
+    return _classes(loaded, seed, sizes, task_labels=scenario == "task")
+
+
+def default_experiences(classes: int) -> int:
+    """Experiences of own data: the largest number up to five that divides the classes; if none does, one class each."""
+    return next((n for n in (5, 4, 3, 2) if classes % n == 0), classes)
+
+
+def class_sizes(classes: int, experiences: int, base_classes: int = 0) -> list[int]:
+    """Number of new classes of each experience.
+
+    Args:
+        classes: of the data.
+        experiences: at least 1, the first included.
+        base_classes: of the first experience; 0: as many as the others.
+
+    Raises:
+        ValueError: it cannot be done equally; the message says which numbers would do.
+    """
+    if experiences > classes:
+        raise ValueError(f"{experiences} experiences need at least as many classes; the data have {classes}.")
+    if base_classes >= classes:
+        raise ValueError(f"base_classes = {base_classes} leaves none of the {classes} classes to later experiences.")
+    rest, first = (classes - base_classes, 1) if base_classes else (classes, 0)
+    equal = experiences - first
+    if equal < 1 or rest % equal:
+        possible = ", ".join(str(n + first) for n in range(1, rest + 1) if rest % n == 0)
+        begins = f", the first of {base_classes} classes," if first else ""
+        larger = "" if first else ", or a first experience of another size by base_classes"
+        raise ValueError(
+            f"{experiences} experiences{begins} cannot share {classes} classes equally. Possible: {possible}{larger}."
+        )
+    return [base_classes] * first + [rest // equal] * equal
+
+
+def subset(strata: Tensor, size: int, key: Sequence[int] = ()) -> Array:
+    """A random choice of rows, from each stratum its share and at least one; ascending, part of any larger choice.
+
+    Args:
+        strata: (N,) small integers.
+        size: how many.
+        key: other numbers, another choice.
+
+    Raises:
+        ValueError: fewer rows than strata.
+    """
+    values = strata.numpy()
+    kinds, sizes = np.unique(values, return_counts=True)
+    if size < len(kinds):
+        raise ValueError(f"{size} images are too few for one of each of {len(kinds)} classes.")
+    draws = np.random.default_rng([SPLIT_SEED, *key])
+    place = np.empty(len(values))
+    for kind, count in zip(kinds, sizes, strict=True):
+        place[values == kind] = draws.permutation(count) / count
+    chosen: Array = np.sort(np.argsort(place, kind="stable")[:size])
+    return chosen
+
+
+def rotation(angle: float, height: int, width: int) -> Tensor:
+    """For each pixel of an image turned counter-clockwise, the pixel that it shows, -1 for none: (H * W,).
+
+    torchvision's rotation to the nearest pixel, as Avalanche's RotatedMNIST has it, of the pixels' own numbers: what it
+    does to them it does to any image, and an image is then turned by one indexing when it is fetched.
+
+    Args:
+        angle: in degrees.
+        height: of the image.
+        width: of the image.
+    """
+    numbers = torch.arange(1, height * width + 1, dtype=torch.float32).reshape(1, height, width)
+    turned: Tensor = rotate(numbers, angle)
+    return turned.flatten().round().long() - 1
+
+
+def _load(kind: StreamKind, data: str, validation: bool) -> _Loaded:
+    arrays = load(kind.source, "" if kind.source == "digits" else data)
+    train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
+    if not validation:
+        held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")
+    elif arrays.val_x is not None and arrays.val_y is not None:
+        held = _Part(arrays.val_x, arrays.val_y, arrays.val_domains, "validation")
+    else:
+        kept, rest = stratified(train.y, VALIDATION_SHARE, f"{kind.title}, validation images out of training images")
+        train, held = train.rows(kept), train.rows(rest, "validation")
+    return _Loaded(kind, arrays.class_names, arrays.note, train, held)
+
+
+def _capped(part: _Part, size: int, key: Sequence[int] = ()) -> _Part:
+    if not size or size >= len(part.y):
+        return part
+    # Where the data have domains, a class of each domain is a stratum.
+    strata = part.y if part.domains is None else part.y + (int(part.y.max()) + 1) * part.domains
+    try:
+        return part.rows(subset(strata, size, key))
+    except ValueError as error:
+        raise ValueError(f"number of {part.name} images: {error}") from error
+
+
+def _classes(loaded: _Loaded, seed: int, sizes: list[int], *, task_labels: bool) -> Stream:
+    """New classes in each experience."""
+    order = np.random.default_rng(seed).permutation(len(loaded.class_names)).tolist()
+    train, held = (Images(part.x, part.y, normalise=loaded.kind.normalise) for part in loaded.parts)
+    benchmark = nc_benchmark(
+        train,
+        held,
+        n_experiences=len(sizes),
+        task_labels=task_labels,
+        fixed_class_order=order,
+        per_exp_classes=dict(enumerate(sizes)),
+    )
+    ends = np.cumsum(sizes).tolist()
+    groups = [sorted(order[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    shown = str(sizes[0]) if len(set(sizes)) == 1 else f"{sizes[0]} and then {sizes[-1]}"
+    scenario = "task" if task_labels else "class"
+    what = f"{scenario}-incremental: {len(order)} classes in {len(sizes)} experiences of {shown}, order by seed"
+    return _stream(loaded, benchmark, order, groups, what)
+
+
+def _domains(loaded: _Loaded, seed: int, experiences: int) -> Stream:
+    """The domains of the data, or random shares of them."""
+    title = loaded.kind.title
+    if loaded.train.domains is None or loaded.held.domains is None:
+        count = experiences or loaded.kind.experiences or OWN_SHARES
+        draws = np.random.default_rng(seed)
+        what = f"{count} equal random shares of every class, by seed"
+        rows = [_shares(part.y, count, draws) for part in loaded.parts]
+    else:
+        count = int(loaded.train.domains.max()) + 1
+        if experiences not in (0, count):
+            raise ValueError(f"{title}: {experiences} experiences asked for, but the data have {count} domains.")
+        what = f"{count} domains, in the order of their numbers"
+        rows = [[np.flatnonzero(ids == d) for d in range(count)] for ids in (loaded.train.domains, loaded.held.domains)]
+    for part, choices in zip(loaded.parts, rows, strict=True):
+        if any(len(chosen) == 0 for chosen in choices):
+            raise ValueError(f"{title}: {count} experiences, but some of them would have no {part.name} image.")
+    datasets = [
+        [Images(part.x[chosen], part.y[chosen], normalise=loaded.kind.normalise) for chosen in choices]
+        for part, choices in zip(loaded.parts, rows, strict=True)
+    ]
+    return _domain_stream(loaded, datasets, f"domain-incremental: {what}")
+
+
+def _shares(y: Tensor, count: int, draws: np.random.Generator) -> list[Array]:
+    """Rows of each share; shares, and each class in them, differ by one image at most."""
+    shuffled = draws.permutation(len(y))
+    dealt = shuffled[np.argsort(y.numpy()[shuffled], kind="stable")]
+    return [np.sort(dealt[share::count]) for share in range(count)]
+
+
+def _rotated(loaded: _Loaded, seed: int, experiences: int, caps: tuple[int, int]) -> Stream:
+    """All classes in each experience, under a rotation of its own."""
+    angles = np.random.default_rng(seed).uniform(0, TURN, experiences).tolist()
+    height, width = loaded.train.x.shape[2:]
+    datasets: list[list[Images]] = [[], []]
+    for domain, angle in enumerate(angles):
+        pixels = rotation(angle, height, width)
+        for part, cap, made in zip(loaded.parts, caps, datasets, strict=True):
+            chosen = _capped(part, cap, [domain])
+            made.append(Images(chosen.x, chosen.y, normalise=loaded.kind.normalise, pixels=pixels))
+    what = f"domain-incremental: {experiences} rotations by seed, in [0, {TURN:g}) degrees, each tested under its own"
+    return _domain_stream(loaded, datasets, what, angles)
+
+
+def _domain_stream(loaded: _Loaded, datasets: list[list[Images]], what: str, angles: Sequence[float] = ()) -> Stream:
+    # Not nc_benchmark with one data set per experience, as in Avalanche's RotatedMNIST: that takes several times as
+    # long and gives wrong classes where a domain lacks one. The samples are the same.
+    made = [
+        [_make_taskaware_classification_dataset(images, task_labels=domain) for domain, images in enumerate(some)]
+        for some in datasets
+    ]
+    groups = [sorted(set(images.targets)) for images in datasets[0]]
+    return _stream(loaded, dataset_benchmark(*made), list(range(len(loaded.class_names))), groups, what, angles)
+
+
+def _stream(
+    loaded: _Loaded,
+    benchmark: Any,
+    order: list[int],
+    groups: list[list[int]],
+    what: str,
+    angles: Sequence[float] = (),
+) -> Stream:
+    counts = [len(experience.dataset) for experience in benchmark.test_stream]
+    trained = sum(len(experience.dataset) for experience in benchmark.train_stream)
+    channels, height, width = loaded.train.x.shape[1:]
+    description = (
+        f"{loaded.kind.title}, {what}; {trained:,} training and {sum(counts):,} {loaded.held.name} images of "
+        f"{channels} x {height} x {width}"
+    )
+    return Stream(
+        benchmark,
+        order,
+        counts,
+        len(loaded.class_names),
+        (channels, height, width),
+        loaded.class_names,
+        groups,
+        description + (f" ({loaded.note})" if loaded.note else ""),
+        list(angles),
+    )

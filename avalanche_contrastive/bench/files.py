@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from avalanche_contrastive._files import FULL, no_space, remove_left_over, replacing
+
+PROBE_BYTES = 8192  # more than a result of a few experiences
+LEFT_OVER_SECONDS = 3600.0  # a file is being written for milliseconds: an hour also covers a stopped process
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside the target and move it there, so that a kill or a full disk leaves the old file as it was.
+
+    Raises:
+        OSError: it could not be written; where space is lacking, the message says how much is left.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and see that a result can be written there, before an hour goes into making it.
+
+    Temporary files that a killed process left there more than an hour ago are removed.
+
+    Raises:
+        ValueError: something that is no folder is in the way, or nothing can be written there.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() or place.is_symlink():
+            if not place.is_dir():
+                raise ValueError(f"{folder}: expected a folder for the results, but {place} is a file")
+            break
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", suffix=".part") as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+            # The file server's clock may not be ours, so its own time stamp is what the others are compared with.
+            remove_left_over(folder, ".*.part", before=os.fstat(probe.fileno()).st_mtime - LEFT_OVER_SECONDS)
+    except OSError as error:
+        why = no_space(folder, error) if error.errno in FULL else error.strerror
+        raise ValueError(f"{folder}: cannot write results there: {why}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; lists of numbers stay on one line so that a matrix can be read."""
+    write_text(path, _pretty(content) + "\n")
+
+
+def _pretty(value: Any, indent: int = 0) -> str:
+    inner = " " * (indent + 2)
+    if isinstance(value, dict) and value:
+        rows = [f"{inner}{json.dumps(key)}: {_pretty(item, indent + 2)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
+    if isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value):
+        return "[\n" + ",\n".join(inner + _pretty(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected JSON written by `python -m benchmarks`, could not read it: {error}"
+        ) from error

@@ -1,0 +1,266 @@
+"""The networks by name, and what a builder gets and gives."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.models import make_icarl_net
+from avalanche.training import Naive
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torchvision.models import resnet18  # type: ignore[import-untyped, unused-ignore]
+
+from avalanche_contrastive.bench.config import Config
+
+ImageShape = tuple[int, int, int]  # (C, H, W)
+
+
+class Encoder(nn.Sequential):
+    """Layers that map images (B, C, H, W) to vectors (B, features).
+
+    Attributes:
+        features: width of the output.
+    """
+
+    def __init__(self, features: int, *layers: nn.Module):
+        super().__init__(*layers)
+        self.features = features
+
+
+@dataclass(frozen=True)
+class Network:
+    """An encoder by name.
+
+    Args:
+        build: gives a fresh encoder for images of a shape (C, H, W).
+        about: one line for `list`.
+        smallest: height and width that an image must have at least.
+    """
+
+    build: Callable[[ImageShape], Encoder]
+    about: str
+    smallest: int = 1
+
+
+def mlp(image_shape: ImageShape) -> Encoder:
+    """Two hidden layers of 100 units."""
+    channels, height, width = image_shape
+    return Encoder(
+        100,
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 100),
+        nn.ReLU(),
+        nn.Linear(100, 100),
+        nn.ReLU(),
+    )
+
+
+def small_cnn(image_shape: ImageShape) -> Encoder:
+    """Three convolutions of 16, 32 and 64 filters with batch norm, halved once."""
+    return Encoder(
+        64,
+        *_block(image_shape[0], 16),
+        nn.MaxPool2d(2),
+        *_block(16, 32),
+        *_block(32, 64),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def medium_cnn(image_shape: ImageShape) -> Encoder:
+    """Four convolutions of 16 to 128 filters with batch norm, halved three times.
+
+    Halved before the batch norm, which is then a quarter of the work: on a CPU it costs as much as the convolution.
+    """
+    return Encoder(
+        128,
+        *_block(image_shape[0], 16, pool=True),
+        *_block(16, 32, pool=True),
+        *_block(32, 64, pool=True),
+        *_block(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def _block(inputs: int, outputs: int, *, pool: bool = False) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return convolution, *((nn.MaxPool2d(2),) if pool else ()), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def mnist_cnn(image_shape: ImageShape) -> Encoder:
+    """Co2L's network for R-MNIST: two 5 x 5 convolutions of 20 and 50 filters, each halved, and 500 units."""
+    channels, height, width = image_shape
+    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    return Encoder(
+        500,
+        nn.Conv2d(channels, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(50 * rows * columns, 500),
+        nn.ReLU(),
+    )
+
+
+def resnet_18(image_shape: ImageShape) -> Encoder:
+    """ResNet-18 for small images: torchvision's with a 3 x 3 stem of stride 1 and without the first pooling."""
+    body = resnet18(weights=None)
+    body.conv1 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
+    body.maxpool = nn.Identity()
+    body.fc = nn.Identity()
+    return Encoder(512, body)
+
+
+def resnet_32(image_shape: ImageShape) -> Encoder:
+    """The CIFAR ResNet of 32 layers, 64 features: Avalanche's, of iCaRL, with the last rectifier put back."""
+    body = make_icarl_net(num_classes=1, n=5, c=image_shape[0]).feature_extractor
+    body[3][-1].last = False  # iCaRL leaves it out; CSD's network and the original have it
+    return Encoder(64, body)
+
+
+NETWORKS: Mapping[str, Network] = {
+    "mlp": Network(mlp, "two hidden layers of 100 units"),
+    "small_cnn": Network(small_cnn, "3 convolutions, 64 features, for images of 8 x 8 and a little more", smallest=2),
+    "medium_cnn": Network(medium_cnn, "4 convolutions, 128 features, for images of 32 x 32 on a CPU", smallest=8),
+    "mnist_cnn": Network(mnist_cnn, "2 convolutions and a layer, 500 features, Co2L's for R-MNIST", smallest=16),
+    "resnet18": Network(resnet_18, "ResNet-18 with a 3 x 3 stem and no first pooling, 512 features", smallest=8),
+    "resnet32": Network(resnet_32, "the CIFAR ResNet of 32 layers, 64 features", smallest=4),
+}
+
+
+def make_encoder(name: str, image_shape: ImageShape) -> Encoder:
+    """A fresh encoder of that name for images of that shape.
+
+    Raises:
+        ValueError: the images are too small for it.
+    """
+    network = NETWORKS[name]
+    channels, height, width = image_shape
+    if min(height, width) < network.smallest:
+        fitting = ", ".join(key for key, other in NETWORKS.items() if min(height, width) >= other.smallest)
+        raise ValueError(
+            f"network {name!r} takes images of at least {network.smallest} x {network.smallest} pixels, but the "
+            f"stream's are {height} x {width} ({channels} channels). Networks for them: {fitting}"
+        )
+    return network.build(image_shape)
+
+
+class Classifier(nn.Module):
+    """Encoder and linear head; the head is the last classifier layer that Recall@1 looks for."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits."""
+        logits: Tensor = self.head(self.encoder(x))
+        return logits
+
+
+class CosineHead(nn.Linear):
+    """A linear layer without a bias whose rows are taken at unit length, as CSD's classifier is.
+
+    The norm is part of the forward pass, so any optimiser may move the rows. An ``nn.Linear``, so Recall@1 finds it.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits: the length of the feature times its cosine with each row."""
+        return nn.functional.linear(input, nn.functional.normalize(self.weight, dim=1))
+
+
+class UnitLength(nn.Module):
+    """L2 normalisation as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows of length one."""
+        return nn.functional.normalize(x, dim=1)
+
+
+def projection(features: int, size: int, *, hidden: int = 0, unit_length: bool) -> nn.Sequential:
+    """Two-layer projection head, as the contrastive papers have it; ``hidden`` 0 means as wide as the features."""
+    hidden = hidden or features
+    layers: list[nn.Module] = [nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, size)]
+    return nn.Sequential(*layers, *([UnitLength()] if unit_length else []))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a builder gets.
+
+    Args:
+        config: the row's config.
+        image_shape: (C, H, W).
+        classes: of the stream.
+        network: key of NETWORKS.
+        augmentation: maps an image batch to one of the same shape, a draw per image.
+        common: keywords that every Avalanche strategy takes: train_mb_size, train_epochs, eval_mb_size, device,
+            plugins, evaluator, eval_every.
+    """
+
+    config: Config
+    image_shape: ImageShape
+    classes: int
+    network: str
+    augmentation: Any
+    common: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run takes place."""
+        return torch.device(self.common["device"])
+
+    def encoder(self) -> Encoder:
+        """A fresh encoder; its attribute ``features`` is the width of what it gives.
+
+        Raises:
+            ValueError: the network does not take images of this size.
+        """
+        return make_encoder(self.network, self.image_shape)
+
+    def classifier(self, head: Callable[[int, int], nn.Linear] = nn.Linear) -> Classifier:
+        """A fresh encoder with a fixed head for all classes."""
+        encoder = self.encoder()
+        return Classifier(encoder, head(encoder.features, self.classes))
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The config's optimiser."""
+        c = self.config
+        if c.optimizer == "adam":
+            return Adam(parameters, lr=c.lr, weight_decay=c.weight_decay)
+        return SGD(parameters, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+
+    def keywords(self, **others: Any) -> dict[str, Any]:
+        """``common``, a cross-entropy criterion, and others; the list of plugins is a copy, as strategies add to it."""
+        copied = {**self.common, "plugins": list(self.common["plugins"])}
+        return {**copied, "criterion": nn.CrossEntropyLoss(), **others}
+
+    def naive(self, *plugins: Any) -> Naive:
+        """Fine-tuning of a fresh classifier with these plugins: a whole method is one line.
+
+        Example:
+            ``def my_ewc(s, *, strength=1.0): return s.naive(EWCPlugin(ewc_lambda=strength))``
+        """
+        model = self.classifier()
+        keywords = self.keywords()
+        keywords["plugins"] += plugins
+        return Naive(model=model, optimizer=self.optimizer(model.parameters()), **keywords)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a builder gives: a strategy, and in words how it turns features into classes."""
+
+    strategy: Any
+    readout: str

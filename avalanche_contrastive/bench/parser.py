@@ -1,0 +1,224 @@
+"""The command line of ``python -m benchmarks``: commands, options and their help."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from avalanche_contrastive.bench.config import DEFAULT_SUITE
+
+OWN_SUITE = "own_data"
+MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
+ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
+LIST_TEXT = """\
+A row is one TOML file in bench/configs/SUITE/ that says only what differs from the defaults: the method, and
+what was chosen for it. _suite.toml in the same folder says what all rows of the suite have in common."""
+RUN_TEXT = """\
+Trains every row with every seed and writes one JSON per run into the folder --out as soon as the run ends. A run whose
+JSON is there with the same config is skipped: after a kill, give the same command again. A run that was killed half-way
+goes on after its last whole experience, to the same figures; meanwhile its state is in .checkpoints in that folder."""
+RUN_EXAMPLES = """\
+examples:
+  python -m benchmarks run                                     the main table of Split-Digits, seeds 0 to 2
+  python -m benchmarks run ssil replay --seeds 0-4 --jobs 2    two rows, five seeds, two processes
+  python -m benchmarks run --suite split_mnist --root ~/data   MNIST from (or downloaded to) ~/data
+  python -m benchmarks run --data photos.npz                   your own images: .npz or a folder per class
+  python -m benchmarks run mine.toml naive                     your own method beside a built-in one
+  python -m benchmarks run --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array
+  torchrun --nproc-per-node 2 -m benchmarks run co2l           every run trained by two processes together"""
+TUNE_TEXT = """\
+Scores the same number of candidates for every row on validation images (the test images are not even loaded into the
+stream), with seeds other than those of the results. Candidates go to benchmarks/tuning/SUITE/ROW.json as they are
+scored, so a killed search goes on; the winner goes to bench/configs/SUITE/ROW.toml. Rows are chosen by final
+accuracy, retrieval methods (CSD) by final Recall@1. A suite's _suite.toml may narrow the search in its table [tune]."""
+REPORT_TEXT = """\
+Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
+comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """What it parses has the command's name as ``command``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Compare Co2L, SS-IL and CSD with Avalanche's own strategies, from configs to tables.",
+        epilog="A row is one TOML file in bench/configs/SUITE/. `run` without a row runs the main table.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_list(commands)
+    _add_run(commands)
+    _add_tune(commands)
+    _add_table(commands)
+    _add_plot(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, about: str, text: str = "", examples: str = "") -> Any:
+    return commands.add_parser(
+        name,
+        help=about,
+        description=text or about[0].upper() + about[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_suite(command: Any) -> None:
+    command.add_argument("--suite", help=f"folder of configs (default: {DEFAULT_SUITE}); `list --suites` names them")
+
+
+def _add_list(commands: Any) -> None:
+    command = _add_command(commands, "list", "the rows of a suite, one line each", LIST_TEXT)
+    _add_suite(command)
+    command.add_argument("row", nargs="?", metavar="CONFIG", help="one row: everything that a TOML file may set")
+    command.set_defaults(rows=[])
+    command.add_argument("--suites", action="store_true", help="the suites instead")
+    command.add_argument("--streams", action="store_true", help="the streams and networks instead")
+    command.add_argument("--unavailable", action="store_true", help="Avalanche's strategies that are left out, and why")
+
+
+def _add_run(commands: Any) -> None:
+    command = _add_command(
+        commands, "run", "run rows, then print the tables and write them with figures", RUN_TEXT, RUN_EXAMPLES
+    )
+    command.add_argument("rows", nargs="*", metavar="CONFIG", help=ROWS_HELP)
+    _add_suite(command)
+    command.add_argument(
+        "--others", action="store_true", help="add Avalanche's further strategies, which are not tuned"
+    )
+    command.add_argument("--ablations", action="store_true", help="add the rows of the ablation table")
+    command.add_argument(
+        "--trials", action="store_true", help="add the trials, which are evaluated on validation images"
+    )
+    command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
+    command.add_argument("--jobs", type=_positive, help="processes, a run in each (default: 2; under torchrun 1)")
+    command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
+    _add_data(command)
+    command.add_argument(
+        "--memory", type=_positive, help="stored images of each row that has a memory (default: from the config)"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of every row, such as epochs=1 or options.temperature=0.2 (TOML values; may be repeated)",
+    )
+    command.add_argument(
+        "--on",
+        default="local",
+        choices=("local", "slurm"),
+        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
+    )
+    command.add_argument(
+        "--again", action="store_true", help="do runs once more from the start, whatever is there, and replace it"
+    )
+    _add_cluster(command)
+
+
+def _add_cluster(command: Any) -> None:
+    cluster = command.add_argument_group("on slurm")
+    cluster.add_argument("--partition", help="(default: the cluster's)")
+    cluster.add_argument("--time", type=_positive, default=60, metavar="MINUTES", help="per run (default: %(default)s)")
+    cluster.add_argument("--mem", type=_positive, metavar="GB", help="per run (default: the cluster's)")
+    cluster.add_argument("--cpus", type=_positive, default=1, help="per run (default: %(default)s)")
+    cluster.add_argument("--gpus", type=_positive, default=0, help="per run; the runs then train on them")
+    cluster.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other option of sbatch, such as qos=long",
+    )
+    cluster.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="shell line before a run, such as 'module load cuda'",
+    )
+    cluster.add_argument("--detach", action="store_true", help="do not wait; the same command later shows what is done")
+
+
+def _add_tune(commands: Any) -> None:
+    command = _add_command(
+        commands, "tune", "choose the settings of rows on validation images and write their configs", TUNE_TEXT
+    )
+    command.add_argument("rows", nargs="*", metavar="ROW", help="row names; default: all rows of the main table")
+    _add_suite(command)
+    command.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
+    _add_data(command)
+    command.set_defaults(set=[])
+
+
+def _add_data(command: Any) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
+        f"images per class; takes the suite {OWN_SUITE}",
+    )
+    command.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
+    )
+    command.add_argument(
+        "--root",
+        default="",
+        metavar="FOLDER",
+        help="where downloaded data sets are or go to; NAME.npz there (cifar10.npz, ...) is taken instead of a "
+        "download (default: Avalanche's folder)",
+    )
+
+
+def _add_table(commands: Any) -> None:
+    command = _add_command(commands, "table", "print the tables of a results folder, or write them into pages")
+    _add_results(command)
+    command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write the whole page: tables and settings")
+    command.add_argument(
+        "--into",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PAGE",
+        help="put tables between the lines <!-- table:SUITE [ROW ...] --> (or table:all) and "
+        "<!-- /table --> of these pages",
+    )
+
+
+def _add_plot(commands: Any) -> None:
+    command = _add_command(commands, "plot", "draw the figures of a results folder")
+    _add_results(command)
+    command.add_argument("--out", type=Path, help="folder of the figures (default: beside the JSON files)")
+
+
+def _add_report(commands: Any) -> None:
+    command = _add_command(commands, "report", "write one self-contained HTML page, and RESULTS.md", REPORT_TEXT)
+    _add_results(command)
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write this page too")
+
+
+def _add_results(command: Any) -> None:
+    command.add_argument(
+        "--results", type=Path, required=True, help="folder with the JSON files of `run`, or with such folders"
+    )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-2" or "0,3,5" as numbers, without repeats."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"expected seeds such as 0-2 or 0,3,5, got {text!r}")
+        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"expected at most {MOST_SEEDS} seeds, got {text!r}")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,282 @@
+"""Run many jobs in a few processes that import torch and Avalanche once; one bad run stops no other."""
+
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from avalanche_contrastive.bench.config import Config
+from avalanche_contrastive.bench.run import together as distributed
+from avalanche_contrastive.bench.run.progress import Key
+from avalanche_contrastive.bench.run.progress import Progress as Progress
+
+Outcome = dict[str, Any] | str  # a result, or what went wrong
+
+REPORT_SECONDS = 0.2  # between two messages of one run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done; `key` is for whoever asked for it, `checkpoint` is where a killed run goes on from."""
+
+    name: str
+    config: Config
+    seed: int
+    validation: bool = False
+    device: str = "cpu"
+    root: str = ""
+    key: Any = None
+    checkpoint: Path | None = None
+
+    @property
+    def id(self) -> Key:
+        """What tells the runs of one call apart."""
+        return self.name, self.seed, self.validation
+
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        return f"{self.name} seed {self.seed}"
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    processes: int,
+    on_result: Callable[[Job, dict[str, Any]], None],
+    *,
+    progress: Progress,
+) -> list[tuple[Job, str]]:
+    """Do the jobs, hand over each result as it comes, and return what went wrong; one bad run stops no other.
+
+    Args:
+        jobs: in the order they shall start.
+        processes: worker processes; with 1 the runs happen in this process.
+        on_result: called here, in the parent.
+        progress: told of each start and end, and of what the runs report in between.
+    """
+    failed = []
+    outcomes = _in_this_process(jobs, progress) if processes == 1 else _in_workers(jobs, processes, progress)
+    with closing(progress), closing(outcomes):  # if on_result fails, the workers end here and not some time later
+        for job, outcome in outcomes:
+            if isinstance(outcome, str):
+                failed.append((job, outcome))
+                progress.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
+            else:
+                on_result(job, outcome)
+                progress.finished(job, f"{figures(outcome)} · {outcome['seconds_total']:.1f} s")
+    return failed
+
+
+def last_line(text: str) -> str:
+    """Of a traceback: the first line of the exception, without its notes; of any other text its last line."""
+    lines = text.strip().splitlines()
+    if not lines[0].startswith("Traceback"):
+        return [line for line in lines if not line.startswith(" ")][-1]
+    last_frame = max(number for number, line in enumerate(lines) if line.startswith(("Traceback", "  File ")))
+    return next((line for line in lines[last_frame + 1 :] if not line.startswith(" ")), lines[-1])
+
+
+def figures(result: dict[str, Any]) -> str:
+    """A result in a few words."""
+    return f"accuracy {100 * result['final_accuracy']:.1f} · Recall@1 {100 * result['recall_at_1'][-1]:.1f}"
+
+
+def _in_this_process(jobs: Sequence[Job], progress: Progress) -> Generator[tuple[Job, Outcome]]:
+    with _one_thread(), _quiet(), _reports_to(progress.moved):
+        for job in jobs:
+            progress.started(job)
+            yield job, _attempt(job)
+
+
+def _in_workers(jobs: Sequence[Job], processes: int, progress: Progress) -> Generator[tuple[Job, Outcome]]:
+    """As many pools of one process as may run at a time, so that a process that dies takes no other run with it."""
+    waiting = deque(jobs)
+    messages, writer = _pipe()
+    pools: dict[int, ProcessPoolExecutor] = {}
+    running: dict[Future[Outcome], tuple[int, Job]] = {}
+    try:
+        while waiting or running:
+            idle = [slot for slot in range(processes) if slot not in [slot for slot, _ in running.values()]]
+            for slot in idle[: len(waiting)]:
+                job = waiting.popleft()
+                running[_submit(pools, slot, job, writer)] = slot, job
+                progress.started(job)
+            done, _ = wait(running, timeout=0.25 if progress.moving else 1.0, return_when=FIRST_COMPLETED)
+            while messages is not None and messages.poll():
+                progress.moved(*pickle.loads(messages.recv_bytes()))
+            for future in done:
+                slot, job = running.pop(future)
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    pools.pop(slot).shutdown(wait=False)
+                    yield job, "its worker process died (killed, or out of memory?)"
+            progress.draw()
+    except BaseException:
+        _stop(pools.values())
+        raise
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+        for end in (messages, writer):
+            if end is not None:
+                end.close()
+
+
+def _pipe() -> tuple[Connection, Connection] | tuple[None, None]:
+    """For the workers' reports, where processes can share one without a lock; elsewhere runs are silent till they end.
+
+    A killed worker would keep a lock, but a POSIX pipe takes writes of up to PIPE_BUF bytes whole or not at all.
+    """
+    if os.name != "posix":
+        return None, None
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    os.set_blocking(writer.fileno(), False)  # a run does not wait for a parent that does not read
+    return reader, writer
+
+
+def _submit(pools: dict[int, ProcessPoolExecutor], slot: int, job: Job, writer: Connection | None) -> Future[Outcome]:
+    """Give the job to the slot's process, a new one if it has none or if that died since its last run."""
+    if slot in pools:
+        try:
+            return pools[slot].submit(_attempt, job)
+        except BrokenProcessPool:
+            pools[slot].shutdown(wait=False)
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half alive
+    pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(writer,))
+    return pools[slot].submit(_attempt, job)
+
+
+def _stop(pools: Iterable[ProcessPoolExecutor]) -> None:
+    """End the workers at once: after Ctrl-C nobody wants to wait for the runs under way."""
+    for pool in pools:
+        for worker in list((pool._processes or {}).values()):
+            worker.terminate()
+
+
+def _start_worker(writer: Connection | None) -> None:
+    """Import once, one thread per process, leave Ctrl-C to the parent, and end when the parent is killed."""
+    global _tell
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.showwarning = _ignore
+    import torch
+
+    torch.set_num_threads(1)
+    if writer is not None:
+        _tell = _Sender(writer)
+
+
+def _end_with_parent() -> None:
+    """A killed parent leaves its workers waiting for ever otherwise."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Sender:
+    """Sends a run's reports to the parent, a few a second at most."""
+
+    def __init__(self, writer: Connection):
+        self.writer = writer
+        self.sent = 0.0
+
+    def __call__(self, key: Key, share: float, what: str) -> None:
+        if 0 < share < 1 and time.monotonic() - self.sent < REPORT_SECONDS:
+            return
+        self.sent = time.monotonic()
+        message = pickle.dumps((key, share, what))
+        if len(message) + 8 <= select.PIPE_BUF:
+            try:
+                self.writer.send_bytes(message)
+            except OSError:  # the pipe is full or the parent is gone: a report is no reason to stop
+                return
+
+
+def _ignore(*words: Any, **named: Any) -> None:
+    """Does nothing."""
+
+
+_tell: Callable[[Key, float, str], None] = _ignore  # where this process's runs report
+
+
+@contextmanager
+def _reports_to(listener: Callable[[Key, float, str], None]) -> Iterator[None]:
+    global _tell
+    before, _tell = _tell, listener
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Avalanche's own deprecations would tear the progress apart, and it resets any filter against them."""
+    before, warnings.showwarning = warnings.showwarning, _ignore
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def execute_job(job: Job, report: Callable[[float, str], None]) -> dict[str, Any]:
+    """The run of a job in this process."""
+    if distributed.launched() > 1:
+        distributed.announce(job)
+    from avalanche_contrastive.bench.run.execute import execute  # torch and Avalanche take seconds
+
+    return execute(
+        job.config,
+        job.seed,
+        validation=job.validation,
+        device=job.device,
+        root=job.root,
+        report=report,
+        checkpoint=job.checkpoint,
+    )
+
+
+def _attempt(job: Job) -> Outcome:
+    """The result, or the traceback as text, since not every exception can be sent between processes."""
+    try:
+        return execute_job(job, lambda share, what: _tell(job.id, share, what))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a builder that calls sys.exit(), too: one bad run stops no other
+        if distributed.launched() > 1:
+            raise distributed.end_all(job.label) from error
+        return traceback.format_exc()
+
+
+def train_along(job: Job) -> None:
+    """Do a run that another process leads, without a word."""
+    with _quiet():
+        _attempt(job)

@@ -1,0 +1,87 @@
+"""Checkpoints of runs: one that is killed goes on after its last whole experience, to the same figures."""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avalanche_contrastive import checkpoint
+from avalanche_contrastive.bench.results import remove_checkpoint
+
+CODE = ("avalanche_contrastive",)
+
+Figures = list[Mapping[str, Any]]
+Cost = dict[str, list[float]]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of the code that runs: results depend on it, and a commit does not tell of changes that are not committed."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[3]
+    for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}:".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Keeper:
+    """Saves a run after each experience, and finds what an earlier process has left of the same run.
+
+    Methods whose state cannot be saved run without: that is said once.
+
+    Args:
+        path: of the checkpoint; None keeps nothing.
+        run: all that decides the figures. A checkpoint of another run is not gone on with.
+        say: told how many experiences are done, and why there is no checkpoint.
+        began: when the run did, by ``time.perf_counter``.
+    """
+
+    def __init__(
+        self, path: Path | None, run: Mapping[str, Any], say: Callable[[int, str], None], *, began: float
+    ) -> None:
+        self.path, self.say, self.began = path, say, began
+        self.run = json.dumps({**run, "code": code_digest()}, sort_keys=True, default=str)
+
+    def resume(self, strategy: Any, stream: Any) -> tuple[Figures, Cost]:
+        """Restore the strategy if there is something to go on with; the figures and costs of the experiences done.
+
+        Args:
+            strategy: freshly built.
+            stream: the training stream.
+        """
+        if self.path is None or not self.path.exists():
+            return [], {}
+        try:
+            kept = checkpoint.extra_of(self.path)
+            if kept["run"] != self.run:
+                return [], {}
+            checkpoint.restore(strategy, self.path, stream=stream)
+        except checkpoint.CheckpointError as error:  # the strategy is as it was
+            self.say(0, f"starts anew: {error}")
+            return [], {}
+        self.began -= kept["seconds"]
+        return kept["figures"], kept["cost"]
+
+    def save(self, strategy: Any, stream: Any, figures: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> None:
+        """Save what is done; if that is not possible, now and for the rest of the run do without."""
+        if self.path is None:
+            return
+        extra = {
+            "run": self.run,
+            "figures": [{name: float(value) for name, value in step.items()} for step in figures],
+            "cost": {name: list(values) for name, values in cost.items()},
+            "seconds": self.seconds(),
+        }
+        try:
+            checkpoint.save(strategy, self.path, stream=stream, extra=extra)
+        except (checkpoint.CheckpointError, OSError) as error:
+            self.say(len(figures), f"goes on without checkpoints: {error}")
+            remove_checkpoint(self.path)
+            self.path = None
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between its processes."""
+        return time.perf_counter() - self.began
