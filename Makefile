@@ -9,7 +9,7 @@ ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 # The tests that docs/compatibility.md is written from.
 MATRICES := $(addprefix tests/plugins/test_,stream_matrix.py partners.py buffers.py)
 
-.PHONY: install benchmark notebooks compatibility test test-slow lint types clean
+.PHONY: install benchmark notebooks docs compatibility test test-slow lint types clean
 
 install: $(READY)
 
@@ -33,6 +33,10 @@ compatibility: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/build.py --check
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/docs
+	@echo "open out/docs/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """What test_distributed has two processes do: ``torchrun distributed_worker.py FOLDER`` writes what each has found."""
 
 import io
-import re
 import sys
 import traceback
 from contextlib import redirect_stdout
@@ -421,12 +420,12 @@ def errors():
 
 
 def readme():
-    """The script of README, on digits in MNIST's place; what it prints."""
+    """The script of the guide, on digits in MNIST's place; what it prints."""
     import avalanche.benchmarks
 
-    from helpers.readme import PROCESSES, split_digits
+    from helpers.pages import marked, split_digits
 
-    script = re.search(r"```python\n(.*?)```", PROCESSES, flags=re.DOTALL)[1]
+    script = marked("docs/guides/processes.md", "several processes")
     avalanche.benchmarks.SplitMNIST, scope, printed = split_digits, {}, io.StringIO()
     with redirect_stdout(printed):
         exec(script.replace("torch.distributed.destroy_process_group()", ""), scope)
