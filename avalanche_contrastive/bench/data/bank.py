@@ -1,0 +1,199 @@
+"""A feature bank: what a frozen encoder gives for every image and for some augmented views of it, computed once.
+
+Methods then train a small network on the features, which makes CIFAR-100 with a pretrained encoder a matter of minutes
+on a CPU. The bank is one ``.npz`` file of plain arrays:
+
+- ``train_features`` (N, 1 + V, D) and ``test_features`` (M, 1, D), float16: the plain image first, then its V views;
+- ``train_labels``, ``test_labels``, ``class_names``;
+- ``origin``: in JSON, what the features were made of, with digests of weights and data.
+"""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_contrastive._files import replacing
+from avalanche_contrastive.bench.data.arrays import Array, Arrays
+from avalanche_contrastive.bench.data.encoders import Encoder
+
+__all__ = ["DrawView", "make_bank", "read_bank"]
+
+BATCH = 128  # images at once; part files hold one batch each, so that a killed call goes on there
+KEYS = ("train_features", "train_labels", "test_features", "test_labels", "class_names", "origin")
+Report = Callable[[int, int], None]  # batches done, of all
+
+
+def make_bank(
+    path: Path,
+    data: Arrays,
+    encoder: Encoder,
+    *,
+    name: str,
+    title: str,
+    views: int = 4,
+    augmentation: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    half: bool = True,
+    report: Report = lambda done, total: None,
+) -> dict[str, Any]:
+    """Compute a bank and write it; a call that was killed goes on where it was.
+
+    Args:
+        path: of the bank.
+        data: the images.
+        encoder: see ``make_encoder``.
+        name: of the encoder.
+        title: of the data.
+        views: V, augmented views of each training image.
+        augmentation: maps images (B, C, H, W) in [0, 1] to the same shape, with a draw for each image.
+        seed: of the augmentation.
+        device: that the encoder runs on.
+        half: run the encoder in bfloat16 (autocast).
+        report: is called after each batch.
+
+    Returns:
+        The bank's ``origin``.
+    """
+    if views > 0 and augmentation is None:
+        raise ValueError(f"a bank with {views} views needs an augmentation to make them")
+    origin = {
+        "encoder": name,
+        "weights": encoder.digest(),
+        "image_size": encoder.size,
+        "augmentation": repr(augmentation) if views else "",
+        "views": views,
+        "seed": seed,
+        "precision": "bfloat16" if half else "float32",
+        "data": title,
+        "data_digest": _digest(data.train_x, data.train_y, data.test_x, data.test_y),
+        "torch": torch.__version__,
+    }
+    parts = path.with_name(f".{path.name}.parts")
+    _open_parts(parts, origin)
+    encoder = encoder.to(device)
+    jobs = [("train", 0, start) for start in range(0, len(data.train_x), BATCH)]
+    jobs += [("train", view, start) for view in range(1, views + 1) for start in range(0, len(data.train_x), BATCH)]
+    jobs += [("test", 0, start) for start in range(0, len(data.test_x), BATCH)]
+    for number, (part, view, start) in enumerate(jobs):
+        file = parts / f"{part}-{view}-{start:08d}.npy"
+        if not file.exists():
+            x = (data.train_x if part == "train" else data.test_x)[start : start + BATCH]
+            x = x.to(device).float() / 255 if x.dtype == torch.uint8 else x.to(device).float()
+            if view and augmentation is not None:
+                torch.manual_seed(seed * 1_000_003 + view * 100_003 + start)  # the same whenever it is computed
+                x = augmentation(x)
+            with replacing(file) as out:
+                np.save(out, _features(encoder, x, half))
+        report(number + 1, len(jobs))
+    _write(path, parts, data, views, origin)
+    shutil.rmtree(parts)
+    return origin
+
+
+def _digest(*tensors: Tensor) -> str:
+    found = hashlib.sha256()
+    for x in tensors:
+        found.update(x.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _open_parts(parts: Path, origin: Mapping[str, Any]) -> None:
+    """The folder of part files; those of another origin are removed."""
+    note = parts / "origin.json"
+    text = json.dumps(origin, sort_keys=True)
+    if parts.is_dir() and not (note.is_file() and note.read_text() == text):
+        shutil.rmtree(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    note.write_text(text)
+
+
+@torch.inference_mode()
+def _features(encoder: Encoder, x: Tensor, half: bool) -> Array:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        features = encoder(x).float()
+    if not bool(features.isfinite().all()):
+        raise ValueError("the encoder gave features that are not finite. Try float32 (--precision float32).")
+    largest = torch.finfo(torch.float16).max
+    stored: Array = features.clamp(-largest, largest).half().cpu().numpy()
+    return stored
+
+
+def _write(path: Path, parts: Path, data: Arrays, views: int, origin: Mapping[str, Any]) -> None:
+    def joined(part: str, view: int) -> Array:
+        found: Array = np.concatenate([np.load(file) for file in sorted(parts.glob(f"{part}-{view}-*.npy"))])
+        return found
+
+    with replacing(path) as out:
+        np.savez(
+            out,
+            train_features=np.stack([joined("train", view) for view in range(views + 1)], axis=1),
+            train_labels=data.train_y.numpy(),
+            test_features=joined("test", 0)[:, None],
+            test_labels=data.test_y.numpy(),
+            class_names=np.array(data.class_names),
+            origin=np.array(json.dumps(origin, sort_keys=True)),
+        )
+
+
+def read_bank(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The features as a data set, (N, 1 + V, D) in the place of images, and the bank's ``origin``.
+
+    Test features are repeated to the shape of the training ones, so that one network takes both.
+
+    Raises:
+        ValueError: no bank, or a damaged one.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in KEYS}
+        origin = json.loads(str(found["origin"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a feature bank, or a damaged one ({error})") from error
+    train, test = (torch.from_numpy(found[f"{part}_features"]) for part in ("train", "test"))
+    y, test_y = (torch.from_numpy(found[f"{part}_labels"]).long() for part in ("train", "test"))
+    if train.ndim != 3 or test.ndim != 3 or train.shape[2] != test.shape[2] or len(train) != len(y):
+        raise ValueError(
+            f"{path}: a bank needs train_features (N, 1 + V, D), test_features (M, 1, D) and a label for each, got "
+            f"{tuple(train.shape)}, {tuple(test.shape)}, {tuple(y.shape)} and {tuple(test_y.shape)}"
+        )
+    test = test.expand(-1, train.shape[1], -1)
+    names = tuple(map(str, found["class_names"]))
+    return Arrays(train_x=train, train_y=y, test_x=test, test_y=test_y, class_names=names), origin
+
+
+class DrawView:
+    """Put a random view of each image in the place of its plain features: (B, 1 + V, D) to the same shape.
+
+    Called again on the same batch, it draws from the views that are left, so that the two views of a contrastive loss
+    are different ones.
+    """
+
+    def __init__(self) -> None:
+        self._batch: Tensor | None = None
+        self._order = torch.zeros(0, 0, dtype=torch.long)
+        self._next = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The batch with another view at position 0 of the second axis."""
+        if x.ndim != 3 or x.shape[1] < 2:
+            raise ValueError(
+                f"DrawView: a batch of features with views, (B, 1 + V, D), is needed, got {tuple(x.shape)}"
+            )
+        if x is not self._batch or self._next == x.shape[1] - 1:
+            self._batch, self._next = x, 0
+            self._order = torch.rand(len(x), x.shape[1] - 1, device=x.device).argsort(dim=1) + 1
+        chosen = self._order[:, self._next]
+        self._next += 1
+        return torch.cat([x[torch.arange(len(x), device=x.device), chosen][:, None], x[:, 1:]], dim=1)
+
+    def __repr__(self) -> str:
+        return "DrawView()"
