@@ -24,7 +24,13 @@ def encoder(seed=0):
 
 
 def bank(path, **options):
-    kept = {"name": "mine:net", "title": "digits", "views": 2, "augmentation": BatchAugmentation(flip=0.0)}
+    kept = {
+        "name": "mine:net",
+        "title": "digits",
+        "views": 2,
+        "augmentation": BatchAugmentation(flip=0.0),
+        "transform": "crop",
+    }
     return make_bank(path, data(), encoder(), **{**kept, "half": False, **options})
 
 
@@ -62,7 +68,9 @@ def test_a_killed_call_goes_on_to_the_same_bank(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.npz", "whole.npz"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"augmentation": BatchAugmentation(flip=1.0)}, {"views": 1}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"augmentation": BatchAugmentation(flip=1.0), "transform": "crop, flip"}, {"views": 1}]
+)
 def test_parts_of_another_setting_are_not_used(change, tmp_path):
     def killed(done, total):
         raise KeyboardInterrupt

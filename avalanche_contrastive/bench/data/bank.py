@@ -40,6 +40,7 @@ def make_bank(
     title: str,
     views: int = 4,
     augmentation: Callable[[Tensor], Tensor] | None = None,
+    transform: str = "",
     seed: int = 0,
     device: torch.device | str = "cpu",
     half: bool = True,
@@ -55,6 +56,7 @@ def make_bank(
         title: of the data.
         views: V, augmented views of each training image.
         augmentation: maps images (B, C, H, W) in [0, 1] to the same shape, with a draw for each image.
+        transform: the augmentation in words: parts of a killed call with other words are not used.
         seed: of the augmentation.
         device: that the encoder runs on.
         half: run the encoder in bfloat16 (autocast).
@@ -63,13 +65,13 @@ def make_bank(
     Returns:
         The bank's ``origin``.
     """
-    if views > 0 and augmentation is None:
-        raise ValueError(f"a bank with {views} views needs an augmentation to make them")
+    if views > 0 and (augmentation is None or not transform):
+        raise ValueError(f"a bank with {views} views needs an augmentation to make them, and its name")
     origin = {
         "encoder": name,
         "weights": encoder.digest(),
         "image_size": encoder.size,
-        "augmentation": repr(augmentation) if views else "",
+        "augmentation": transform if views else "",
         "views": views,
         "seed": seed,
         "precision": "bfloat16" if half else "float32",
