@@ -105,6 +105,20 @@ def test_co2l_ends_its_warm_up_at_the_published_rate_without_a_jump():
     assert abs(warm[-1] - warm[-2]) < 2 * rises[0]
 
 
+@pytest.mark.parametrize(
+    ("lr", "epochs", "peak"), [(0.5, (500, 100), 0.4878), (0.1, (500, 50), 0.0905)], ids=["cifar10", "tiny_imagenet"]
+)
+def test_the_first_warm_up_may_end_where_the_authors_does(lr, epochs, peak):
+    """Their code has one peak for all experiences, by the epochs of the later ones."""
+    schedule = ExperienceSchedule("cosine", epochs=epochs, warmup_epochs=10, warmup_peak="later")
+    for number, count in enumerate((epochs[0], epochs[1], epochs[1])):
+        assert schedule.rate(lr, number, 10, count, share=1.0) == pytest.approx(peak, abs=5e-5)
+        assert schedule.rate(lr, number, 11, count) == pytest.approx(cosine(lr, 11, count), rel=1e-12)
+    half = ExperienceSchedule("cosine", epochs=(50, 10), warmup_epochs=2, warmup_peak="later")
+    first, later, _ = rates_of(half, 3, train_mb_size=ROWS // 2)
+    assert first[:2] == later[:2]
+
+
 def test_ssil_divides_by_the_number_of_the_experience_and_steps_at_40_and_80():
     runs = rates_of(ExperienceSchedule("steps", epochs=100, milestones=(40, 80), by_experience=True), 4, lr=0.1)
     for number, epochs in enumerate(runs):
@@ -443,6 +457,9 @@ def test_state_dicts_and_the_clock_are_enough_to_go_on_inside_an_experience(at):
         ({"shape": "steps", "milestones": (3, 3)}, r"milestones must ascend"),
         ({"shape": "steps", "milestones": (0, 3)}, r"milestones must be a whole number >= 1, got 0"),
         ({"shape": "steps", "milestones": 3}, r"milestones must be a list of epochs, got 3"),
+        ({"warmup_peak": "first"}, r"warmup_peak must be one of 'own', 'later', got 'first'"),
+        ({"warmup_peak": "later", "warmup_epochs": 2}, r"warmup_peak='later' needs the epochs.*got epochs=None"),
+        ({"warmup_peak": "later", "epochs": 9}, r"warmup_peak='later' needs.*warmup_epochs=0"),
         ({"epochs": 10, "warmup_epochs": 10}, r"warmup_epochs must be fewer than.*got 10 of 10"),
         ({"epochs": (50, 5), "warmup_epochs": 10}, r"warmup_epochs must be fewer than.*got 10 of 5"),
         ({"shape": "steps", "epochs": (50, 20), "milestones": (10, 20)}, r"milestones must lie before.*20 with 20"),
