@@ -43,7 +43,7 @@ def test_the_method_of_ones_own_runs(tmp_path, monkeypatch):
 
 
 def test_every_command_of_the_readme_is_one(capsys):
-    from avalanche_contrastive.bench.parser import make_parser
+    from avalanche_contrastive.bench.cli import make_parser
 
     commands = re.findall(r"^python -m benchmarks ([a-z].*?)(?:  +#.*)?$", README.read_text(), flags=re.MULTILINE)
     assert len(commands) >= 8
