@@ -60,7 +60,7 @@ class Config:
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
-        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need the extra "paper").
+        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra "bench").
         options: what only this method has, complete with its defaults.
     """
 

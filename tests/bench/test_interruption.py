@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from avalanche_contrastive import checkpoint
-from avalanche_contrastive.bench import cli, files, results
+from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench.config import find_row, updated
 from avalanche_contrastive.bench.methods.catalog import METHODS
 from avalanche_contrastive.bench.run import execute as runs
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_half_way_goes_on_from_there(half_way, tmp_path):
     assert result["seconds_per_experience"]["training"][:done] == kept["cost"]["training"]
     assert len(result["seconds_per_experience"]["training"]) == 5
     assert result["seconds_total"] > kept["seconds"]
-    assert not (tmp_path / "again" / results.CHECKPOINTS).exists()
+    assert not (tmp_path / "again" / files.CHECKPOINTS).exists()
 
 
 @pytest.mark.parametrize("why", ["another config", "--again", "damaged"])

@@ -158,7 +158,7 @@ def _check_installed(scheduler: Scheduler) -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise ValueError("a cluster needs the package submitit: pip install -e '.[slurm]'") from error
+        raise ValueError("a cluster needs the package submitit: pip install 'avalanche-contrastive[slurm]'") from error
     if scheduler.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise ValueError("there is no Slurm here: no sbatch and srun in PATH. Is this a login node of the cluster?")
 
