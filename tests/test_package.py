@@ -21,7 +21,7 @@ FLOORS = [
     {"_version", "_launch", "_files", "_rows", "_checks", "_torch", "losses"},
     {"data", "models", "readout", "features", "teacher", "tasks"},
     {"plugins", "metrics"},
-    {"strategies", "checkpoint", "parallel", "plots", "__init__"},
+    {"strategies", "registry", "checkpoint", "parallel", "plots", "__init__"},
     {"bench"},
 ]
 

@@ -1,5 +1,6 @@
-"""Run the methods and Avalanche's baselines, and turn the runs into tables and plots: ``python -m benchmarks --help``.
+"""The runner: it compares the methods with Avalanche's own strategies, from configs to tables.
 
-Only the modules that a worker process needs (baselines, ours, models, plugins, streams, runs) import torch and
-Avalanche; listing, tables and plots start at once.
+``avalanche-contrastive --help`` lists its commands. The rooms: `configs` (a TOML file per row), `data` (streams),
+`methods` (strategies by name), `run` (from a config to a JSON file), `report` (from JSON files to tables, figures and
+pages). Only `run`, `data` and the builders in `methods` need torch; listing and tables start at once.
 """

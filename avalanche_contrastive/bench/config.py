@@ -6,11 +6,13 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from avalanche_contrastive.bench.files import write_text
-from avalanche_contrastive.bench.methods.catalog import METHODS, SCORES, Method, Option, method_of
+from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.outside import find, first_line, options_of
+from avalanche_contrastive.registry import SCORES, Grid, Method, Option
 
 CONFIGS = Path(__file__).parent / "configs"
 SHARED = "_suite.toml"  # in each suite's folder: what all its rows have in common
@@ -23,6 +25,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "steps"),
     "augmentation": ("", "simclr", "pad_crop"),
 }
+# What decides which images a run sees, and in which order.
+STREAM_KEYS = ("stream", "data", "scenario", "experiences", "base_classes", "train_images", "test_images")
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
 
 
@@ -56,7 +60,7 @@ class Config:
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
-        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need the extra "paper").
+        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra "bench").
         options: what only this method has, complete with its defaults.
     """
 
@@ -108,6 +112,8 @@ class Row:
     base: str = ""
     chosen_by: str = ""
     path: str = ""  # of a TOML file outside the suites
+    modules: str = ""  # the folder where "module:function" is looked for first; "" for rows of the suites
+    grid: Grid = field(default_factory=dict)  # what `tune` tries beside or instead of the method's own values
 
     @property
     def select_by(self) -> str:
@@ -119,7 +125,7 @@ class Row:
         """Whether the row is evaluated on held-out training images instead of the test images."""
         return self.table == "trial"
 
-    @property
+    @cached_property
     def method(self) -> Method:
         """The method behind the row."""
         return method_of(self.config.method)
@@ -127,6 +133,28 @@ class Row:
     def shown(self) -> dict[str, str]:
         """How tables show the row, as it stands in a result."""
         return {"label": self.label, "table": self.table, "note": self.note, "base": self.base}
+
+
+def method_of(name: str, folder: Path | None = None) -> Method:
+    """The method of that name.
+
+    Args:
+        name: a key of METHODS, or "module:function" of a builder of your own. That function takes a `Setting` (of
+            `methods.networks`); its keyword-only parameters are the options, with their defaults, and the first line of
+            its docstring is what `list` says. It returns an Avalanche strategy or a `Built`. It stores as many images
+            as the config's `memory` says, none by default, or ignores that.
+        folder: where a module of your own is looked for first: that of the TOML file.
+
+    Raises:
+        ValueError: there is no such method, module or function, or a parameter that no config could set.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise ValueError(f"no method named {name!r}. Known: {', '.join(METHODS)}, or module:function of your own")
+    builder = find(name, folder)
+    options = options_of(builder, name)
+    return Method(name, summary=first_line(builder), read_options=options, stores_by_default=False)
 
 
 def suites() -> list[str]:
@@ -178,31 +206,64 @@ def load_row(name: str, suite: str) -> Row:
 
 def _read_row(path: Path, suite: str) -> Row:
     raw = read_toml(path)
-    where = str(path) if path.parent.parent != CONFIGS else path.stem
-    suite = path.parent.name if path.parent.parent == CONFIGS else _text(raw.pop("suite", suite), "suite", where)
+    in_suite = path.parent.parent == CONFIGS
+    where = path.stem if in_suite else str(path)
+    suite = path.parent.name if in_suite else _text(raw.pop("suite", suite), "suite", where)
     base = _text(raw.pop("base", ""), "base", where)
+    modules = path.parent / _text(raw.pop("modules", ""), "modules", where)
     shown = {key: _text(raw.pop(key), key, where) for key in SHOWING if key in raw}
     _check_choice(shown.get("table", "main"), TABLES, "table", where)
     _check_choice(shown.get("chosen_by", ""), ("", *SCORES), "chosen_by", where)
+    grid = _row_grid(raw.pop("tune", {}), f"{where}, [tune")
+    config = _start(raw, base, suite, modules, where)
+    config = updated(config, raw, where=where)
+    for key, values in grid.items():
+        for value in values:
+            updated(config, {key: value}, where=f"{where}, [tune.grid]")
+    places = {} if in_suite else {"path": str(path), "modules": str(modules)}
+    return Row(path.stem, config, shown.pop("label", path.stem), base=base, grid=grid, **places, **shown)
+
+
+def _start(raw: dict[str, Any], base: str, suite: str, modules: Path, where: str) -> Config:
+    """What a row begins with: the config of the row that it follows, or its method's defaults."""
     if base:
         if "method" in raw:
             raise ValueError(f"{where}: has both `base` and `method`; a row with a base has its base's method")
-        config = load_row(base, suite).config
-    else:
-        method = raw.pop("method", None)
-        if method is None:
-            raise ValueError(f"{where}: needs a `method` (see `list`), or the `base` row that it follows")
-        if not isinstance(method, str) or (method not in METHODS and ":" not in method):
-            came = str(method)
-            raise ValueError(
-                f"{where}: needs `base`, or a `method` that is known or module:function, got method "
-                f"{came!r}{nearest(came, METHODS)}"
-            )
-        method_of(method, path.parent)  # a module beside the file is found from then on
-        config = default_config(method, suite)
-    config = updated(config, raw, where=where)
-    outside = "" if path.parent.parent == CONFIGS else str(path)
-    return Row(path.stem, config, shown.pop("label", path.stem), base=base, path=outside, **shown)
+        return load_row(base, suite).config
+    method = raw.pop("method", None)
+    if method is None:
+        raise ValueError(f"{where}: needs a `method` (see `list`), or the `base` row that it follows")
+    if not isinstance(method, str) or (method not in METHODS and ":" not in method):
+        given = str(method)
+        raise ValueError(
+            f"{where}: needs `base`, or a `method` that is known or module:function, got method "
+            f"{given!r}{nearest(given, METHODS)}"
+        )
+    method_of(method, modules)  # a module beside the file is found from then on
+    return default_config(method, suite)
+
+
+def _row_grid(tune: Any, where: str) -> dict[str, tuple[Option, ...]]:
+    """The table [tune.grid] of a row's own file."""
+    if not isinstance(tune, Mapping) or set(tune) - {"grid"}:
+        raise ValueError(f"{where}]: a row may have the table [tune.grid] only, got {tune!r}")
+    return grid_table(tune.get("grid", {}), f"{where}.grid]")
+
+
+def grid_table(raw: Any, where: str) -> dict[str, tuple[Option, ...]]:
+    """Lists of values by key; options may be a table of their own or come as "options.x" keys.
+
+    Raises:
+        ValueError: not a table, or a value that is not a list of at least one.
+    """
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("options", {}), Mapping):
+        raise ValueError(f"{where} must be a table, got {raw!r}")
+    flat = {key: values for key, values in raw.items() if key != "options"}
+    flat |= {f"options.{key}": values for key, values in raw.get("options", {}).items()}
+    for key, values in flat.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}: {key} must be a list of at least one value, got {values!r}")
+    return {key: tuple(values) for key, values in flat.items()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -318,33 +379,6 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 def plain_defaults() -> dict[str, Any]:
     """The defaults of Config as they stand in a result."""
     return Config(method="").as_dict()
-
-
-def changes_from_default(config: Config) -> dict[str, Any]:
-    """What the config says beyond the defaults of its method in its suite, options nested."""
-    default = default_config(config.method, config.suite).as_dict()
-    ours = config.as_dict()
-    changed = {key: value for key, value in ours.items() if key != "options" and value != default[key]}
-    options = {key: value for key, value in ours["options"].items() if value != default["options"][key]}
-    return {**changed, **({"options": options} if options else {})}
-
-
-def write_row(row: Row, comment: str, *, path: Path | None = None) -> Path:
-    """Write the row's TOML file, its config reduced to what differs from the defaults; into its suite by default."""
-    shown = {"suite": row.config.suite} if path else {}
-    shown |= {"method": row.config.method, "label": row.label}
-    shown |= {"table": row.table} if row.table != "main" else {}
-    shown |= {"note": row.note} if row.note else {}
-    shown |= {"chosen_by": row.chosen_by} if row.chosen_by else {}
-    changed = changes_from_default(row.config)
-    options = changed.pop("options", {})
-    lines = [f"# {line}" for line in comment.splitlines()]
-    lines += [f"{key} = {toml(value)}" for key, value in {**shown, **changed}.items()]
-    if options:
-        lines += ["", "[options]"] + [f"{key} = {toml(value)}" for key, value in options.items()]
-    path = path or folder(row.config.suite) / f"{row.name}.toml"
-    write_text(path, "\n".join(lines) + "\n")
-    return path
 
 
 def toml(value: Any) -> str:

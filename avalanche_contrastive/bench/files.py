@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and where those of a run belong."""
 
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,27 @@ from avalanche_contrastive._files import FULL, no_space, remove_left_over, repla
 
 PROBE_BYTES = 8192  # more than a result of a few experiences
 LEFT_OVER_SECONDS = 3600.0  # a file is being written for milliseconds: an hour also covers a stopped process
+Result = Mapping[str, Any]  # of a run
+Grouped = Mapping[str, Sequence[Result]]  # by row name, seeds in order
+CHECKPOINTS = ".checkpoints"  # folder beside the results
+
+
+def result_path(folder: Path, row: str, seed: int) -> Path:
+    """Where a run's JSON belongs."""
+    return folder / f"{row}-seed{seed}.json"
+
+
+def checkpoint_path(folder: Path, row: str, seed: int) -> Path:
+    """Where a run that is not finished keeps its state."""
+    return folder / CHECKPOINTS / f"{row}-seed{seed}.pt"
+
+
+def remove_checkpoint(path: Path | None) -> None:
+    """Remove a run's state, and the folder if it was the last there."""
+    if path is not None:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are in it, or it was never made
+            path.parent.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,6 +100,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected JSON written by `python -m benchmarks`, could not read it: {error}"
-        ) from error
+        raise ValueError(f"{path}: expected JSON as `run` and `tune` write it, could not read it: {error}") from error

@@ -19,7 +19,7 @@ NAMED = ["simclr", "pad_crop"]
 
 @pytest.fixture
 def kornia():
-    """Skips where the papers' extra is not installed."""
+    """Skips where the extra "bench" is not installed."""
     return pytest.importorskip("kornia")
 
 

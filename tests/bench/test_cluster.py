@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from avalanche_contrastive.bench import outside
 from avalanche_contrastive.bench.config import load_row, updated
 from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.methods import builders
 from avalanche_contrastive.bench.run import cluster
 from avalanche_contrastive.bench.run.cluster import Scheduler, SlurmOptions, submit_jobs
+from avalanche_contrastive.bench.run.execute import run_job
 from avalanche_contrastive.bench.run.pool import Job
 from avalanche_contrastive.bench.run.progress import Progress
 
@@ -46,7 +47,7 @@ def submit(jobs, out, *, told=None, **options):
         write_json(out / f"{job.name}-seed{job.seed}.json", result)
 
     progress = Progress(len(jobs), told or io.StringIO())
-    return submit_jobs(jobs, out, write, progress=progress, options=SlurmOptions(**options), scheduler=LOCAL)
+    return submit_jobs(jobs, out, run_job, write, progress=progress, options=SlurmOptions(**options), scheduler=LOCAL)
 
 
 def wait_for(condition, seconds=120.0):
@@ -103,10 +104,10 @@ def test_without_slurm_or_submitit_the_error_says_what_is_missing(tmp_path, monk
     wanted = {"progress": Progress(1, io.StringIO()), "options": SlurmOptions()}
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="no sbatch and srun in PATH" if _has_submitit() else "submitit"):
-        submit_jobs([job(0)], tmp_path, print, **wanted)
+        submit_jobs([job(0)], tmp_path, run_job, print, **wanted)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[slurm\]'"):
-        submit_jobs([job(0)], tmp_path, print, **wanted)
+        submit_jobs([job(0)], tmp_path, run_job, print, **wanted)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,9 +139,9 @@ def test_a_run_submitted_and_left_alone_writes_its_result_and_is_taken_up_again(
 def test_a_module_beside_its_toml_is_found_by_the_run_and_what_is_written_is_known_when_it_ends(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(builders, "_own_folders", [])
+    monkeypatch.setattr(outside, "_own_folders", [])
     (tmp_path / "mine_queued.py").write_text("def build(s):\n    return s.naive()\n")
-    builders.find_builder("mine_queued:build", tmp_path)
+    outside.find("mine_queued:build", tmp_path)
     mine = replace(job(0), config=replace(job(0).config, method="mine_queued:build"))
     asked = tmp_path / "later.txt"
     asked.write_text("at submission")
@@ -150,7 +151,9 @@ def test_a_module_beside_its_toml_is_found_by_the_run_and_what_is_written_is_kno
 
     def submitted(**more):
         progress = Progress(1, io.StringIO())
-        return submit_jobs([mine], tmp_path, write, progress=progress, options=SlurmOptions(**more), scheduler=LOCAL)
+        return submit_jobs(
+            [mine], tmp_path, run_job, write, progress=progress, options=SlurmOptions(**more), scheduler=LOCAL
+        )
 
     assert submitted(wait=False) == []
     asked.write_text("at the end")

@@ -157,12 +157,12 @@ FOLDERS = {
     "an empty image": (lambda r: (r / "a" / "x.png").write_bytes(b""), "x.png: not a readable image"),
     "text called an image": (lambda r: (r / "a" / "x.png").write_text("hi"), "x.png: not a readable image"),
     "an image larger than it may be": (lambda r: bomb(r / "a" / "x.png"), "x.png: not a readable image.*exceeds limit"),
-    "a pipe called an image": (lambda r: os.mkfifo(r / "a" / "x.png"), "x.png: not a readable image: it is no file"),
+    "a pipe called an image": (lambda r: os.mkfifo(r / "a" / "x.png"), "x.png: not a readable image: it is not a file"),
     "an image that links to itself": (
         lambda r: (r / "a" / "x.png").symlink_to(r / "a" / "x.png"),
-        "x.png: not a readable image: it is no file, or a link to none",
+        "x.png: not a readable image: it is not a file, or a link to nothing",
     ),
-    "an image that links to nothing": (lambda r: (r / "a" / "x.png").symlink_to("/nowhere"), "a link to none"),
+    "an image that links to nothing": (lambda r: (r / "a" / "x.png").symlink_to("/nowhere"), "a link to nothing"),
     "a class that links to nothing": (lambda r: (r / "c").symlink_to("/nowhere"), "c is a link to nothing"),
     "a class that links to all classes": (lambda r: (r / "c").symlink_to(r), "c: a link to .*, which it is in itself"),
     "a loop of links within a class": (

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from avalanche_contrastive import checkpoint
-from avalanche_contrastive.bench import cli, files, results
+from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench.config import find_row, updated
 from avalanche_contrastive.bench.methods.catalog import METHODS
 from avalanche_contrastive.bench.run import execute as runs
@@ -117,7 +117,7 @@ HALF = ("run", "co2l", "--seeds", "0", "--jobs", "1", "--set", "epochs=12", "--s
 def half_way(tmp_path_factory):
     """The folder of a command that was killed when its only run had done an experience or more, and what was kept."""
     out = tmp_path_factory.mktemp("half way")
-    path = results.checkpoint_path(out, "co2l", 0)
+    path = files.checkpoint_path(out, "co2l", 0)
     process = start(*HALF, "--out", out)
     wait_for(lambda: path.exists() or process.poll() is not None)
     kill(process)
@@ -137,13 +137,13 @@ def test_a_run_that_is_killed_half_way_goes_on_from_there(half_way, tmp_path):
     assert result["seconds_per_experience"]["training"][:done] == kept["cost"]["training"]
     assert len(result["seconds_per_experience"]["training"]) == 5
     assert result["seconds_total"] > kept["seconds"]
-    assert not (tmp_path / "again" / results.CHECKPOINTS).exists()
+    assert not (tmp_path / "again" / files.CHECKPOINTS).exists()
 
 
 @pytest.mark.parametrize("why", ["another config", "--again", "damaged"])
 def test_what_is_not_of_this_run_is_not_gone_on_with(half_way, tmp_path, why):
     out, kept = half_way
-    path = results.checkpoint_path(tmp_path, "co2l", 0)
+    path = files.checkpoint_path(tmp_path, "co2l", 0)
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     command = [*HALF[:4], "--jobs", "1", "--set", "options.readout_epochs=10", "--set"]
     command += ["epochs=1"] if why == "another config" else ["epochs=12"]

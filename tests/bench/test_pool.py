@@ -20,9 +20,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from avalanche_contrastive.bench import outside
 from avalanche_contrastive.bench.config import Config, load_row, updated
-from avalanche_contrastive.bench.methods import builders
 from avalanche_contrastive.bench.run import pool, progress
+from avalanche_contrastive.bench.run.execute import run_job
 from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device
 from avalanche_contrastive.bench.run.pool import Job, run_jobs
 from avalanche_contrastive.bench.run.progress import Progress
@@ -221,7 +222,7 @@ def test_in_this_process_runs_report_and_a_broken_one_stops_no_other(tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     jobs = [Job("broken", replace(quick(), method="mine_broken:build"), 0), Job("naive", quick(), 1)]
     results, shown = [], Recorded(2)
-    failed = run_jobs(jobs, 1, lambda job, result: results.append((job, result)), progress=shown)
+    failed = run_jobs(jobs, 1, run_job, lambda job, result: results.append((job, result)), progress=shown)
     assert [job.name for job, _ in failed] == ["broken"]
     assert failed[0][1].strip().endswith("RuntimeError: not today")
     assert [(job.name, result["seed"]) for job, result in results] == [("naive", 1)]
@@ -235,22 +236,21 @@ def test_in_this_process_runs_report_and_a_broken_one_stops_no_other(tmp_path, m
 def test_a_builder_that_exits_stops_no_other_run(tmp_path, monkeypatch, processes):
     (tmp_path / "mine_exiting.py").write_text("import sys\n\ndef build(setting):\n    sys.exit(3)\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(builders, "_own_folders", [])
-    builders.importable(tmp_path)  # which the workers hear of
+    monkeypatch.setattr(outside, "_own_folders", [])
+    outside.importable(tmp_path)  # which the workers hear of
     jobs = [Job("exiting", replace(quick(), method="mine_exiting:build"), 0), Job("naive", quick(), 1)]
     results, shown = [], Recorded(2)
-    failed = run_jobs(jobs, processes, lambda job, result: results.append(job.name), progress=shown)
+    failed = run_jobs(jobs, processes, run_job, lambda job, result: results.append(job.name), progress=shown)
     assert [(job.name, text.strip().splitlines()[-1]) for job, text in failed] == [("exiting", "SystemExit: 3")]
     assert results == ["naive"]
 
 
-def test_ctrl_c_ends_the_runs_of_this_process(monkeypatch):
+def test_ctrl_c_ends_the_runs_of_this_process():
     def interrupted(job, report):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "execute_job", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([Job("naive", quick(), 0)], 1, print, progress=Recorded(1))
+        run_jobs([Job("naive", quick(), 0)], 1, interrupted, print, progress=Recorded(1))
 
 
 def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path, monkeypatch):
     deadly = replace(quick(), method="mine_deadly:build")
     jobs = [Job("naive", quick(), 0), Job("deadly", deadly, 0), Job("naive", quick(), 1)]
     results, shown = {}, Recorded(3)
-    failed = run_jobs(jobs, 2, lambda job, result: results.update({job.id: result}), progress=shown)
+    failed = run_jobs(jobs, 2, run_job, lambda job, result: results.update({job.id: result}), progress=shown)
     assert [(job.name, text) for job, text in failed] == [
         ("deadly", "its worker process died (killed, or out of memory?)")
     ]

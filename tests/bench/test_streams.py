@@ -456,7 +456,7 @@ class TestFolder:
         stream = make_stream("own", 0, data=str(root))
         assert stream.class_names == ("Apfel", "Birne")
         assert stream.image_shape == (3, 4, 5)
-        arrays = load("own", str(root))
+        arrays = load_own(str(root))
         assert arrays.train_y.tolist() == [0] * 5 + [1] * 5
         assert arrays.train_x[6, :, 0, 0].tolist() == [10, 1, 7]
         assert arrays.test_x[6, :, 0, 0].tolist() == [10, 3, 7]

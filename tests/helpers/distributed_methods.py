@@ -14,7 +14,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.methods.catalog import METHODS
-from avalanche_contrastive.bench.run import execute as runs
+from avalanche_contrastive.bench.run import build as runs
 from avalanche_contrastive.parallel.collectives import rank
 from avalanche_contrastive.parallel.plugin import join_processes
 
@@ -54,7 +54,7 @@ def weights_of(config, experiences):
     for module in (strategy.model, getattr(strategy.model, "encoder", None)):
         if module is not None:
             module.double().register_forward_pre_hook(in_double)
-    for step in runs._steps(config, stream.benchmark)[:experiences]:
+    for step in runs.steps_of(config, stream.benchmark)[:experiences]:
         strategy.train(step)
         strategy.eval(stream.benchmark.test_stream[:1])
     return {name: x.detach().clone() for name, x in strategy.model.named_parameters()}

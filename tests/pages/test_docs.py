@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.pages import ROOT, blocks, split_digits
 
-from avalanche_contrastive.bench.parser import make_parser
+from avalanche_contrastive.bench.cli import make_parser
 
 DOCS = ROOT / "docs"
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]

@@ -6,7 +6,7 @@ import pytest
 from helpers.pages import ROOT, blocks, marked, split_digits
 
 from avalanche_contrastive.bench import cli, files
-from avalanche_contrastive.bench.parser import make_parser
+from avalanche_contrastive.bench.cli import make_parser
 
 README = ROOT / "README.md"
 

@@ -18,7 +18,7 @@ from helpers.distributed_worker import COMPARED
 
 from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.run import execute as runs
+from avalanche_contrastive.bench.run import build as runs
 from avalanche_contrastive.parallel import plugin as distributed
 from avalanche_contrastive.parallel.collectives import Rows
 from avalanche_contrastive.parallel.plugin import DataParallel, _of_own_gpu, is_main_process, local_device

@@ -1,6 +1,8 @@
-"""A data set in memory, and the checks that every source of one has to pass."""
+"""A data set in memory, the checks that every source of one has to pass, and its form in a `.npz` file."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +11,13 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with Avalanche
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SPLIT_SEED = 0  # train / test and train / validation are the same for every run; only the class order follows its seed
-GREY = ("1", "L", "LA", "La")  # Pillow's modes without colour
-DEEP = ("I", "F")  # and those of more than eight bits, as the beginnings of their names
+PARTS = ("train", "test", "val")
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 SHOWN = 10  # of a long list in a message
 
 
@@ -189,49 +190,125 @@ def stratified(y: Tensor, share: float, where: str) -> tuple[Array, Array]:
     return kept, held
 
 
-def decode(where: str, paths: Sequence[Any], channels: int, size: tuple[int, int]) -> Array:
-    """Decode image files into one array, (N, H, W, C) bytes.
-
-    Args:
-        where: begins a message.
-        paths: the files.
-        channels: 1 for grey, 3 for colour.
-        size: width and height; an image of another size is scaled and its middle is cut out.
-
-    Raises:
-        ValueError: not enough memory, or a file that is no image or a broken one.
-    """
-    width, height = size
-    check_memory(where, 2 * len(paths) * height * width * channels)  # twice: `images_tensor` copies
-    decoded = np.empty((len(paths), height, width, channels), dtype=np.uint8)
-    for row, path in zip(decoded, paths, strict=True):
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: not a readable image: {error}") from error
-        row[...] = np.asarray(image if image.size == size else ImageOps.fit(image, size)).reshape(row.shape)
-    return decoded
+# ---- a file of arrays, in the keys of MedMNIST
 
 
-def sizes_and_colour(paths: Sequence[Any]) -> tuple[set[tuple[int, int]], bool]:
-    """Sizes (width, height) of image files, and whether all of them are grey; reads their headers only.
+def load_npz(path: Path) -> Arrays:
+    """Read `train_images, train_labels, test_images, test_labels`, optional `val_images, val_labels`.
+
+    Images are (N, H, W) or (N, H, W, C), bytes or floats in [0, 1]; labels (N,) or (N, 1) integers 0 ... K - 1. The
+    keys `train_domains, test_domains` (and `val_domains`, if there are validation images), integers of the same form,
+    give the experiences of a domain-incremental stream.
 
     Raises:
-        ValueError: a file that is no image, or one of more than eight bits.
+        ValueError: a broken file, pickled objects, missing keys, or arrays of another form, or too large ones.
     """
-    sizes: set[tuple[int, int]] = set()
-    grey = True
-    for path in paths:
-        try:
-            if not Path(path).is_file():  # opening a pipe would wait for ever
-                raise OSError("it is no file, or a link to none")
-            with Image.open(path) as image:
-                mode, size = image.mode, image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: not a readable image: {error}") from error
-        if mode.startswith(DEEP):
-            raise ValueError(f"{path}: an image of more than eight bits (mode {mode}); convert it to eight bits first.")
-        sizes.add(size)
-        grey = grey and mode in GREY
-    return sizes, grey
+    headers = _headers(path)
+    parts = _parts(path, headers)
+    loaded = final = 0
+    for part in parts:
+        shape, dtype = headers[f"{part}_images"]
+        check_images(f"{path}, {part}_images", shape, dtype)
+        values = int(np.prod(shape, dtype=object))
+        loaded = max(loaded, values * dtype.itemsize)
+        final += values * (1 if dtype == np.uint8 else 4)
+    check_memory(str(path), loaded + final)
+
+    x, y, domains = {}, {}, {}
+    with np.load(path, allow_pickle=False) as archive:
+        for part in parts:
+            x[part] = images_tensor(f"{path}, {part}_images", _member(path, archive, f"{part}_images"))
+            y[part] = label_array(f"{path}, {part}_labels", _member(path, archive, f"{part}_labels"), len(x[part]))
+            if "train_domains" in headers:
+                key = f"{part}_domains"
+                domains[part] = label_array(f"{path}, {key}", _member(path, archive, key), len(x[part]))
+    shapes = {part: tuple(images.shape[1:]) for part, images in x.items()}
+    if len(set(shapes.values())) > 1 or len({images.dtype for images in x.values()}) > 1:
+        raise ValueError(f"{path}: all images must be of one shape and type, got (C, H, W) {shapes}.")
+    classes = check_classes(str(path), {f"{part}_labels": labels for part, labels in y.items()})
+    if domains:
+        check_classes(str(path), {f"{part}_domains": ids for part, ids in domains.items()}, what="domain")
+    return arrays_of(x, y, tuple(map(str, range(classes))), domains=domains)
+
+
+def arrays_of(
+    x: Mapping[str, Tensor],
+    y: Mapping[str, Array],
+    class_names: tuple[str, ...],
+    *,
+    domains: Mapping[str, Array],
+    note: str = "",
+) -> Arrays:
+    """The data set, of images and labels by part."""
+
+    def tensor(values: Mapping[str, Array], part: str) -> Tensor | None:
+        return torch.from_numpy(values[part]) if part in values else None
+
+    return Arrays(
+        train_x=x["train"],
+        train_y=torch.from_numpy(y["train"]),
+        test_x=x["test"],
+        test_y=torch.from_numpy(y["test"]),
+        val_x=x.get("val"),
+        val_y=tensor(y, "val"),
+        train_domains=tensor(domains, "train"),
+        test_domains=tensor(domains, "test"),
+        val_domains=tensor(domains, "val"),
+        class_names=class_names,
+        note=note,
+    )
+
+
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of each array, without reading it.
+
+    Raises:
+        ValueError: not a whole `.npz`, or one with pickled objects.
+    """
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2
+                    shape, _, dtype = read(member)
+                headers[name.removesuffix(".npy")] = shape, dtype
+    except BROKEN as error:
+        raise ValueError(f"{path}: not a readable .npz file: {error}. Is it cut off, or something else?") from error
+    pickled = [key for key, (_, dtype) in headers.items() if dtype.hasobject]
+    if pickled:
+        raise ValueError(
+            f"{path}: {', '.join(pickled)} are Python objects (pickled), which are not read: they could run any code. "
+            "Store plain arrays of one shape and type."
+        )
+    return headers
+
+
+def _read_header_2(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return np.lib.format.read_array_header_2_0(member)
+
+
+def _parts(path: Path, headers: Mapping[str, Any]) -> list[str]:
+    """Which of train, test and val are there, whole.
+
+    Raises:
+        ValueError: naming the missing keys and those that are there.
+    """
+    parts = [part for part in PARTS if part != "val" or f"{part}_images" in headers or f"{part}_labels" in headers]
+    wanted = [f"{part}_{kind}" for part in parts for kind in ("images", "labels")]
+    if any(f"{part}_domains" in headers for part in PARTS):
+        wanted += [f"{part}_domains" for part in parts]
+    missing = [key for key in wanted if key not in headers]
+    if missing:
+        there = ", ".join(headers) or "none"
+        raise ValueError(f"{path}: missing {', '.join(missing)}; keys there: {there}. MedMNIST's keys are expected.")
+    return parts
+
+
+def _member(path: Path, archive: Any, key: str) -> Array:
+    try:
+        array: Array = archive[key]
+    except BROKEN as error:
+        raise ValueError(f"{path}: {key} cannot be read: {error}. The file is damaged.") from error
+    return array

@@ -88,8 +88,8 @@ def _kornia(name: str) -> Any:
         import kornia.augmentation
     except ImportError as error:
         raise ValueError(
-            f"augmentation {name!r} needs kornia, which is not installed ({error}). Install the papers' extra: "
-            "pip install -e .[paper]"
+            f"augmentation {name!r} needs kornia, which is not installed ({error}): "
+            "pip install 'avalanche-contrastive[bench]'"
         ) from error
     return kornia.augmentation
 

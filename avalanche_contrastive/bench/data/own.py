@@ -1,33 +1,26 @@
 """Your own data: a `.npz` in MedMNIST's key layout, or a folder with a folder of images for each class."""
 
 import os
-import zipfile
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import (
-    Array,
+    PARTS,
     Arrays,
+    arrays_of,
     check_classes,
-    check_images,
     check_memory,
-    decode,
     images_tensor,
-    label_array,
-    sizes_and_colour,
+    load_npz,
     stratified,
 )
+from avalanche_contrastive.bench.data.images import decode, sizes_and_colour
 
-PARTS = ("train", "test", "val")
 VALIDATION = ("val", "valid", "validation")  # what the folder of validation images may be called
-BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 TEST_SHARE = 0.2  # of a folder that has no test images of its own
 
 
@@ -47,125 +40,6 @@ def load_own(path: str) -> Arrays:
     if not found.is_file():
         raise ValueError(f"{found}: expected a .npz file or a folder of images, this is a device or a pipe.")
     return load_npz(found)
-
-
-def load_npz(path: Path) -> Arrays:
-    """Read `train_images, train_labels, test_images, test_labels`, optional `val_images, val_labels`.
-
-    Images are (N, H, W) or (N, H, W, C), bytes or floats in [0, 1]; labels (N,) or (N, 1) integers 0 ... K - 1. The
-    keys `train_domains, test_domains` (and `val_domains`, if there are validation images), integers of the same form,
-    give the experiences of a domain-incremental stream.
-
-    Raises:
-        ValueError: a broken file, pickled objects, missing keys, or arrays of another form, or too large ones.
-    """
-    headers = _headers(path)
-    parts = _parts(path, headers)
-    loaded = final = 0
-    for part in parts:
-        shape, dtype = headers[f"{part}_images"]
-        check_images(f"{path}, {part}_images", shape, dtype)
-        values = int(np.prod(shape, dtype=object))
-        loaded = max(loaded, values * dtype.itemsize)
-        final += values * (1 if dtype == np.uint8 else 4)
-    check_memory(str(path), loaded + final)
-
-    x, y, domains = {}, {}, {}
-    with np.load(path, allow_pickle=False) as archive:
-        for part in parts:
-            x[part] = images_tensor(f"{path}, {part}_images", _member(path, archive, f"{part}_images"))
-            y[part] = label_array(f"{path}, {part}_labels", _member(path, archive, f"{part}_labels"), len(x[part]))
-            if "train_domains" in headers:
-                key = f"{part}_domains"
-                domains[part] = label_array(f"{path}, {key}", _member(path, archive, key), len(x[part]))
-    shapes = {part: tuple(images.shape[1:]) for part, images in x.items()}
-    if len(set(shapes.values())) > 1 or len({images.dtype for images in x.values()}) > 1:
-        raise ValueError(f"{path}: all images must be of one shape and type, got (C, H, W) {shapes}.")
-    classes = check_classes(str(path), {f"{part}_labels": labels for part, labels in y.items()})
-    if domains:
-        check_classes(str(path), {f"{part}_domains": ids for part, ids in domains.items()}, what="domain")
-    return _arrays(x, y, tuple(map(str, range(classes))), domains=domains)
-
-
-def _arrays(
-    x: Mapping[str, Tensor],
-    y: Mapping[str, Array],
-    class_names: tuple[str, ...],
-    *,
-    domains: Mapping[str, Array],
-    note: str = "",
-) -> Arrays:
-    def tensor(values: Mapping[str, Array], part: str) -> Tensor | None:
-        return torch.from_numpy(values[part]) if part in values else None
-
-    return Arrays(
-        train_x=x["train"],
-        train_y=torch.from_numpy(y["train"]),
-        test_x=x["test"],
-        test_y=torch.from_numpy(y["test"]),
-        val_x=x.get("val"),
-        val_y=tensor(y, "val"),
-        train_domains=tensor(domains, "train"),
-        test_domains=tensor(domains, "test"),
-        val_domains=tensor(domains, "val"),
-        class_names=class_names,
-        note=note,
-    )
-
-
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and type of each array, without reading it.
-
-    Raises:
-        ValueError: not a whole `.npz`, or one with pickled objects.
-    """
-    headers = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2
-                    shape, _, dtype = read(member)
-                headers[name.removesuffix(".npy")] = shape, dtype
-    except BROKEN as error:
-        raise ValueError(f"{path}: not a readable .npz file: {error}. Is it cut off, or something else?") from error
-    pickled = [key for key, (_, dtype) in headers.items() if dtype.hasobject]
-    if pickled:
-        raise ValueError(
-            f"{path}: {', '.join(pickled)} are Python objects (pickled), which are not read: they could run any code. "
-            "Store plain arrays of one shape and type."
-        )
-    return headers
-
-
-def _read_header_2(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    return np.lib.format.read_array_header_2_0(member)
-
-
-def _parts(path: Path, headers: Mapping[str, Any]) -> list[str]:
-    """Which of train, test and val are there, whole.
-
-    Raises:
-        ValueError: naming the missing keys and those that are there.
-    """
-    parts = [part for part in PARTS if part != "val" or f"{part}_images" in headers or f"{part}_labels" in headers]
-    wanted = [f"{part}_{kind}" for part in parts for kind in ("images", "labels")]
-    if any(f"{part}_domains" in headers for part in PARTS):
-        wanted += [f"{part}_domains" for part in parts]
-    missing = [key for key in wanted if key not in headers]
-    if missing:
-        there = ", ".join(headers) or "none"
-        raise ValueError(f"{path}: missing {', '.join(missing)}; keys there: {there}. MedMNIST's keys are expected.")
-    return parts
-
-
-def _member(path: Path, archive: Any, key: str) -> Array:
-    try:
-        array: Array = archive[key]
-    except BROKEN as error:
-        raise ValueError(f"{path}: {key} cannot be read: {error}. The file is damaged.") from error
-    return array
 
 
 class _Folders(ImageFolder):
@@ -228,14 +102,14 @@ def load_folder(path: Path) -> Arrays:
     check_memory(str(path), 2 * count * size[0] * size[1] * (1 if grey else 3))
     x, y = {}, {}
     for part, folder in folders.items():
-        images = decode(str(path), [name for name, _ in folder.samples], 1 if grey else 3, size)
+        images = decode([name for name, _ in folder.samples], 1 if grey else 3, size)
         x[part], y[part] = images_tensor(str(path), images), np.asarray(folder.targets, dtype=np.int64)
     if "all" in places:
         kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, str(path))
         x, y = {"train": x["all"][kept], "test": x["all"][held]}, {"train": y["all"][kept], "test": y["all"][held]}
     check_classes(str(path), y)
     note = "" if len(sizes) == 1 else f"images of {len(sizes)} sizes, each scaled and cut to {side} x {side}"
-    return _arrays(x, y, tuple(classes), domains={}, note=note)
+    return arrays_of(x, y, tuple(classes), domains={}, note=note)
 
 
 def _part_folders(path: Path) -> dict[str, Path]:

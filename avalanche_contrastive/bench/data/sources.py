@@ -1,4 +1,4 @@
-"""Data sets by name, decoded once per process: scikit-learn's digits, Avalanche's downloads, your own."""
+"""Data sets by name, decoded once per process: scikit-learn's digits and Avalanche's downloads."""
 
 import math
 import shutil
@@ -21,12 +21,13 @@ from avalanche_contrastive.bench.data.arrays import (
     Array,
     Arrays,
     check_classes,
-    decode,
+    check_memory,
     images_tensor,
     label_array,
+    load_npz,
     stratified,
 )
-from avalanche_contrastive.bench.data.own import load_npz, load_own
+from avalanche_contrastive.bench.data.images import decode
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,15 @@ def load(source: str, root: str = "") -> Arrays:
     """Decode a data set, once per process.
 
     Args:
-        source: "digits", a key of DOWNLOADS, or "own".
+        source: "digits" or a key of DOWNLOADS.
         root: folder of the downloads, "" for Avalanche's default. What is not there is downloaded, unless there is a
-            file SOURCE.npz as described in `own.load_npz`; root may be such a file as well. For "own" the path of a
-            `.npz` file or of a folder of images.
+            file SOURCE.npz as described in `arrays.load_npz`; root may be such a file as well.
 
     Raises:
         ValueError: the data set cannot be downloaded or read; the message says from where and what to do.
     """
     if source == "digits":
         return _digits()
-    if source == "own":
-        return load_own(root)
     kind = DOWNLOADS[source]
     folder = Path(root).expanduser() if root else Path(default_dataset_location(kind.place))
     file = folder if folder.is_file() else folder / f"{source}.npz"
@@ -143,7 +141,9 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
         try:
             # A list of files has one decode for each image; the other sets are one array already.
             files = isinstance(leaf.data, list)
-            raw: Array = decode(where, leaf.data, 3, (64, 64)) if files else np.asarray(leaf.data)
+            if files:
+                check_memory(where, 2 * len(leaf.data) * 64 * 64 * 3)  # twice: `images_tensor` copies
+            raw: Array = decode(leaf.data, 3, (64, 64)) if files else np.asarray(leaf.data)
         except ValueError as error:
             raise ValueError(_what_to_do(kind, folder, str(error))) from error
         images.append(images_tensor(where, raw))

@@ -1,7 +1,8 @@
-"""The streams by name: which images, in which experiences and order, with or without a validation split."""
+"""The stream of a run: which images in which experience, in which order, with or without a validation split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,79 +13,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
-from avalanche_contrastive.bench.data.batched import Images, Normalise, install
+from avalanche_contrastive.bench.data.batched import Images, install
+from avalanche_contrastive.bench.data.kinds import STREAMS, StreamKind
+from avalanche_contrastive.bench.data.own import load_own
 from avalanche_contrastive.bench.data.sources import load
 
 VALIDATION_SHARE = 0.2
-SCENARIOS = ("class", "task", "domain")
 OWN_SHARES = 5  # experiences of own data without domains in the domain scenario
 TURN = 180.0  # degrees; a domain of rotated_mnist is turned by less
-CIFAR_10: Normalise = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # Co2L, main.py
-CIFAR_100: Normalise = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # CSD, main.py
-TINY: Normalise = ((0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821))  # Co2L, main.py
-
-
-@dataclass(frozen=True)
-class StreamKind:
-    """A stream and what belongs to its kind of image.
-
-    Args:
-        source: what `data.load` takes.
-        title: the data in words.
-        experiences: how many by default; 0: see `default_experiences`.
-        network: key of NETWORKS, by default.
-        scenarios: those it has, the default one first.
-        augmentation: keywords of BatchAugmentation; digits must not be mirrored.
-        normalise: mean and standard deviation of each channel, applied to every fetched image; none: images stay in
-            [0, 1].
-        rotated: whether each experience is all images under a rotation of its own.
-    """
-
-    source: str
-    title: str
-    experiences: int
-    network: str
-    scenarios: tuple[str, ...] = SCENARIOS
-    augmentation: Mapping[str, Any] = field(default_factory=dict)
-    normalise: Normalise | None = None
-    rotated: bool = False
-
-
-PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}
-
-STREAMS: Mapping[str, StreamKind] = {
-    "split_digits": StreamKind(
-        "digits",
-        "scikit-learn's digits",
-        5,
-        "small_cnn",
-        augmentation={"scale": (0.6, 1.0), "flip": 0.0, "rotation": 10.0},
-    ),
-    "split_mnist": StreamKind(
-        "mnist", "MNIST", 5, "mlp", augmentation={"scale": (0.7, 1.0), "flip": 0.0, "rotation": 10.0}
-    ),
-    "rotated_mnist": StreamKind(
-        "mnist",
-        "MNIST",
-        20,
-        "mnist_cnn",
-        scenarios=("domain",),
-        augmentation={"scale": (0.7, 1.0), "flip": 0.0},  # Co2L's, without a further rotation
-        rotated=True,
-    ),
-    "split_fmnist": StreamKind("fmnist", "Fashion-MNIST", 5, "mlp", augmentation={"scale": (0.6, 1.0), "flip": 0.5}),
-    "split_cifar10": StreamKind("cifar10", "CIFAR-10", 5, "medium_cnn", augmentation=PHOTO, normalise=CIFAR_10),
-    "split_cifar100": StreamKind("cifar100", "CIFAR-100", 10, "resnet18", augmentation=PHOTO, normalise=CIFAR_100),
-    "split_tiny_imagenet": StreamKind(
-        "tiny_imagenet",
-        "Tiny-ImageNet",
-        10,
-        "resnet18",
-        augmentation={"scale": (0.1, 1.0), "flip": 0.5},
-        normalise=TINY,
-    ),
-    "own": StreamKind("own", "own data", 0, "medium_cnn", augmentation=PHOTO),
-}
 
 
 @dataclass(frozen=True)
@@ -273,8 +209,11 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
     return turned.flatten().round().long() - 1
 
 
+_own = lru_cache(maxsize=1)(load_own)  # decoded once per process
+
+
 def _load(kind: StreamKind, data: str, validation: bool) -> _Loaded:
-    arrays = load(kind.source, "" if kind.source == "digits" else data)
+    arrays = _own(data) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
     train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
     if not validation:
         held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")

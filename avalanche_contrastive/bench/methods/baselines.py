@@ -22,7 +22,7 @@ from avalanche.training.supervised import DER, SCR, Naive
 from torch import nn
 from torch.optim import Adam
 
-from avalanche_contrastive.bench.methods.networks import Built, Classifier, Setting, projection
+from avalanche_contrastive.bench.methods.networks import LINEAR, Built, Classifier, Setting, projection
 from avalanche_contrastive.bench.methods.repaired import (
     LinearSLDA,
     RepairedERAML,
@@ -38,7 +38,6 @@ from avalanche_contrastive.bench.methods.repaired import (
 )
 from avalanche_contrastive.bench.methods.repaired_plugins import RepairedBiC, StoredMIR, StreamGSS, WholeCoPE
 
-LINEAR = "linear head"
 NEAREST_MEAN = "nearest class mean of the stored images"
 
 
@@ -46,22 +45,22 @@ NEAREST_MEAN = "nearest class mean of the stored images"
 
 
 def naive(s: Setting) -> Built:
-    """Fine-tuning."""
+    """Plain fine-tuning, the lower end."""
     return Built(s.naive(), LINEAR)
 
 
 def joint(s: Setting) -> Built:
-    """Everything at once."""
+    """All classes at once, the upper end."""
     return Built(_strategy(s, UniformJoint), LINEAR)
 
 
 def cumulative(s: Setting) -> Built:
-    """Everything so far, at every experience."""
+    """All data so far at every experience."""
     return Built(_strategy(s, UniformCumulative), LINEAR)
 
 
 def from_scratch(s: Setting) -> Built:
-    """A new network for every experience."""
+    """A new network for every experience, below the lower end."""
     return Built(s.naive(FromScratchTrainingPlugin()), LINEAR)
 
 
@@ -69,7 +68,7 @@ def from_scratch(s: Setting) -> Built:
 
 
 def replay(s: Setting, *, batch_size_mem: int = 32) -> Built:
-    """Naive with ReplayPlugin and its default buffer."""
+    """Cross-entropy on the new data and a replay batch (ReplayPlugin)."""
     plugin = ReplayPlugin(s.config.memory, batch_size=s.config.batch_size, batch_size_mem=batch_size_mem)
     return Built(s.naive(plugin), LINEAR)
 
@@ -87,7 +86,7 @@ def er_aml(
     same_task_neg: bool = True,
     batch_size_mem: int = 32,
 ) -> Built:
-    """Replay with asymmetric metric learning, repaired."""
+    """Replay with asymmetric metric learning; repaired: endless loop, axis of the softmax."""
     if s.config.memory < s.classes:
         raise ValueError(
             f"er_aml needs a stored image of each class to contrast with, but a memory of {s.config.memory} cannot "
@@ -109,22 +108,25 @@ def er_aml(
 
 
 def der(s: Setting, *, alpha: float = 0.1, batch_size_mem: int = 32) -> Built:
-    """Dark experience replay: the stored logits alone."""
+    """Dark experience replay: mean squared error to stored logits."""
     return derpp(s, alpha=alpha, beta=0.0, batch_size_mem=batch_size_mem)
 
 
 def derpp(s: Setting, *, alpha: float = 0.1, beta: float = 0.5, batch_size_mem: int = 32) -> Built:
-    """DER with beta > 0, which makes it DER++. Needs a head of fixed width, as all of a setting's are."""
+    """Dark experience replay with labels.
+
+    Needs a head of fixed width, as all of a setting's are.
+    """
     return Built(_with_memory(s, DER, alpha=alpha, beta=beta, batch_size_mem=batch_size_mem), LINEAR)
 
 
 def mir(s: Setting, *, subsample: int = 200, batch_size_mem: int = 32) -> Built:
-    """Replay of the images that the step would interfere with most, repaired."""
+    """Replay of what the step would interfere with most; repaired: replays the last experience, too."""
     return Built(s.naive(StoredMIR(batch_size_mem, s.config.memory, subsample)), LINEAR)
 
 
 def gdumb(s: Setting, *, memory_epochs: int = 60) -> Built:
-    """A new network on the memory alone.
+    """A new network on the memory alone, with passes of its own number.
 
     Args:
         memory_epochs: passes over the memory, where all others have the config's epochs over an experience; 0: as many
@@ -135,7 +137,7 @@ def gdumb(s: Setting, *, memory_epochs: int = 60) -> Built:
 
 
 def gss(s: Setting, *, mem_strength: int = 10, batch_size_mem: int = 32) -> Built:
-    """Replay of images with unlike gradients, repaired."""
+    """Replay of images with unlike gradients; repaired: chooses from each image once, clean gradients."""
     plugin = StreamGSS(s.config.memory, mem_strength, s.image_shape, batch_size_mem)
     model = s.classifier()
     keywords = s.keywords()
@@ -151,7 +153,7 @@ def rar(
     epsilon_fgsm: float = 0.0314,
     opt_lr: float = 0.1,
 ) -> Built:
-    """Replay with adversarial copies of the stored images."""
+    """Replay with adversarial copies of the stored images (RARPlugin)."""
     plugin = RARPlugin(batch_size_mem, s.config.memory, opt_lr=opt_lr, beta_coef=beta_coef, epsilon_fgsm=epsilon_fgsm)
     return Built(s.naive(plugin), LINEAR)
 
@@ -164,7 +166,7 @@ def mer(
     gamma: float = 1.0,
     batch_size_mem: int = 10,
 ) -> Built:
-    """Meta-experience replay: a step per image, then a part of the way.
+    """Meta-experience replay: a step per image; slow, and no augmentation reaches it.
 
     Args:
         n_inner_steps: rounds through each batch and its replayed rows. Avalanche's 5, and gamma 0.1, are for single
@@ -186,7 +188,10 @@ def la_maml(
     grad_clip_norm: float = 1.0,
     batch_size_mem: int = 10,
 ) -> Built:
-    """Look-ahead MAML: every weight learns its own rate; the config's rate is not used."""
+    """Look-ahead MAML with a rate per weight; no augmentation reaches it; repaired: batches of any size.
+
+    The config's rate is not used.
+    """
     model = TaskBlind(s.classifier())
     strategy = RepairedLaMAML(
         model=model,
@@ -204,7 +209,7 @@ def la_maml(
 
 
 def feature_replay(s: Setting, *, batch_size_mem: int = 32) -> Built:
-    """Replay of stored features in the head (PR-ACE), repaired."""
+    """Replay of stored features in the head (PR-ACE); repaired: endless loop, evaluation without draws."""
     criterion = MaskedCrossEntropy(mask="new")
     strategy = _with_memory(
         s, RepairedFeatureReplay, batch_size_mem=batch_size_mem, last_layer_name="head", criterion=criterion
@@ -213,7 +218,7 @@ def feature_replay(s: Setting, *, batch_size_mem: int = 32) -> Built:
 
 
 def generative_replay(s: Setting, *, latent: int = 16, generator_lr: float = 1e-3, generator_epochs: int = 0) -> Built:
-    """Replay of images from an autoencoder that is trained along; it stores none.
+    """Replay of images from an autoencoder that is trained along; repaired: takes any number of images.
 
     Args:
         latent: width of the autoencoder's code; Avalanche's default autoencoder has 2.
@@ -239,7 +244,7 @@ def generative_replay(s: Setting, *, latent: int = 16, generator_lr: float = 1e-
 
 
 def icarl(s: Setting) -> Built:
-    """iCaRL; its loss is its own."""
+    """Herded exemplars, sigmoid distillation, nearest class mean."""
     encoder = s.encoder()
     head = nn.Linear(encoder.features, s.classes)
     keywords = s.keywords()
@@ -265,7 +270,7 @@ def bic(
     stage_2_epochs: int = 200,
     stage_2_lr: float = 0.1,
 ) -> Built:
-    """Replay and distillation with a bias correction, repaired.
+    """Replay, distillation and a bias correction; repaired: today's torch, softmax over classes, size of the memory.
 
     Args:
         val_percentage: share of the memory that the correction is fitted to.
@@ -286,7 +291,7 @@ def bic(
 
 
 def scr(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, projection_size: int = 64) -> Built:
-    """SCR with the setting's augmentation as its second view."""
+    """Supervised contrastive replay as Avalanche ships it."""
     if s.config.memory < s.classes:
         raise ValueError(
             f"scr as Avalanche ships it needs a stored image of each class, but a memory of {s.config.memory} cannot "
@@ -296,7 +301,7 @@ def scr(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, proje
 
 
 def scr_repaired(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, projection_size: int = 64) -> Built:
-    """SCR without the defects that RepairedSCR names."""
+    """SCR with fresh class means and a unit-length projection, see RepairedSCR."""
     return _scr(s, RepairedSCR, temperature, batch_size_mem, projection_size, unit_length=True)
 
 
@@ -320,7 +325,7 @@ def _scr(
 
 
 def cope(s: Setting, *, p_size: int = 100, alpha: float = 0.99, T: float = 0.1, batch_size_mem: int = 32) -> Built:
-    """Prototypes that move with every batch, repaired.
+    """Prototypes that move with every batch; repaired: trains on more than one batch of each experience.
 
     Args:
         p_size: width of the prototypes.
@@ -347,7 +352,10 @@ def cope(s: Setting, *, p_size: int = 100, alpha: float = 0.99, T: float = 0.1, 
 
 
 def slda(s: Setting, *, shrinkage_param: float = 1e-4, streaming_update_sigma: bool = True) -> Built:
-    """Streaming linear discriminant analysis on the features of the untrained network; a second epoch adds nothing."""
+    """Streaming linear discriminant analysis on an untrained network; repaired: classes to come do not win.
+
+    A second epoch adds nothing.
+    """
     model = s.classifier()
     strategy = LinearSLDA(
         model=model,

@@ -13,6 +13,8 @@ from torchvision.models import resnet18  # type: ignore[import-untyped, unused-i
 
 from avalanche_contrastive.bench.config import Config
 
+LINEAR = "linear head"  # what most methods classify by
+
 ImageShape = tuple[int, int, int]  # (C, H, W)
 
 

@@ -11,8 +11,7 @@ from avalanche.training.plugins import (
 )
 from avalanche.training.supervised import Naive
 
-from avalanche_contrastive.bench.methods.baselines import LINEAR
-from avalanche_contrastive.bench.methods.networks import Built, Classifier, Setting
+from avalanche_contrastive.bench.methods.networks import LINEAR, Built, Classifier, Setting
 from avalanche_contrastive.bench.methods.repaired import SingleHeadLwF
 from avalanche_contrastive.bench.methods.repaired_plugins import (
     FeatureClassifier,
@@ -25,19 +24,19 @@ from avalanche_contrastive.bench.methods.repaired_plugins import (
 
 
 def lwf(s: Setting, *, alpha: float = 1.0, temperature: float = 2.0) -> Built:
-    """Learning without forgetting."""
+    """Learning without forgetting: distillation of the old logits, without a memory."""
     plugin = LwFPlugin(alpha, temperature)
     plugin.lwf = SingleHeadLwF(alpha, temperature)
     return Built(s.naive(plugin), LINEAR)
 
 
 def feature_distillation(s: Setting, *, alpha: float = 1.0) -> Built:
-    """The features keep their direction."""
+    """The features keep their direction (FeatureDistillationPlugin)."""
     return Built(_with_features(s, RememberingClassifier, FeatureDistillationPlugin(alpha, mode="cosine")), LINEAR)
 
 
 def lfl(s: Setting, *, lambda_e: float = 1.0) -> Built:
-    """The features keep their place; the head is frozen after the first experience."""
+    """Less-forgetful learning: the features keep their place; repaired: trains in training mode."""
     return Built(_with_features(s, FeatureClassifier, TrainingLFL(lambda_e)), "linear head of the first experience")
 
 
@@ -67,17 +66,17 @@ def mas(s: Setting, *, lambda_reg: float = 1.0, alpha: float = 0.5) -> Built:
 
 
 def rwalk(s: Setting, *, ewc_lambda: float = 0.1, ewc_alpha: float = 0.9, delta_t: int = 10) -> Built:
-    """Riemannian walk, repaired; without the replay that its paper adds."""
+    """Riemannian walk without replay (RWalkPlugin); repaired: trains in training mode."""
     return Built(s.naive(TrainingRWalk(ewc_lambda, ewc_alpha, delta_t)), LINEAR)
 
 
 def agem(s: Setting, *, sample_size: int = 64) -> Built:
-    """Averaged gradient episodic memory, with one memory for all experiences."""
+    """A-GEM: the gradient does not oppose that of stored images; repaired: one memory for all experiences."""
     return Built(s.naive(SharedAGEM(s.config.memory, sample_size)), LINEAR)
 
 
 def gem(s: Setting, *, memory_strength: float = 0.5) -> Built:
-    """Gradient episodic memory, with one memory for all experiences."""
+    """GEM, as A-GEM for each past experience; repaired: needs no solver of its own, one memory for all experiences."""
     return Built(s.naive(SharedGEM(s.config.memory, memory_strength)), LINEAR)
 
 

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from avalanche_contrastive.bench.config import Row
+from avalanche_contrastive.bench.files import Grouped, Result
 from avalanche_contrastive.bench.report.stats import (
     Matrix,
     backward_transfer,
@@ -14,7 +15,6 @@ from avalanche_contrastive.bench.report.stats import (
     mean_std,
     seen_accuracy,
 )
-from avalanche_contrastive.bench.results import Grouped, Result
 
 Figure = Callable[[Result], float | None]
 Cell = Callable[[Sequence[Result]], str]

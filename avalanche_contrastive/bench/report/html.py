@@ -1,5 +1,6 @@
 """The report: one HTML file that needs nothing else, made from result files alone."""
 
+import argparse
 import base64
 import html
 import json
@@ -13,8 +14,15 @@ from avalanche_contrastive.bench.files import write_text
 from avalanche_contrastive.bench.report.cells import ACCURACY, COST, Table, count, listed
 from avalanche_contrastive.bench.report.comparisons import Everything, overview_table, published_notes, published_tables
 from avalanche_contrastive.bench.report.plots import FIGURES, rendered
-from avalanche_contrastive.bench.report.tables import FIGURE_TITLES, definitions, main_table, provenance, suite_tables
-from avalanche_contrastive.bench.results import Grouped, Result, rows_of
+from avalanche_contrastive.bench.report.tables import (
+    FIGURE_TITLES,
+    definitions,
+    main_table,
+    provenance,
+    results_page,
+    suite_tables,
+)
+from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of
 
 STYLE = """
 :root { --text: #1b1f24; --soft: #59636e; --page: #fff; --line: #d1d9e0; --band: #f6f8fa; --ours: #ddf0ff;
@@ -254,3 +262,14 @@ def _runs(grouped: Grouped) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "suite"
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """The command `report`: write the HTML page, and RESULTS.md."""
+    everything = load_all(parsed.results)
+    write_report(everything, parsed.out)
+    print(f"wrote {parsed.out.resolve()}")
+    if parsed.write:
+        write_text(parsed.write, results_page(everything))
+        print(f"wrote {parsed.write}")
+    return 0

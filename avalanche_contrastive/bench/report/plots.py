@@ -1,5 +1,6 @@
 """The figures, made from result files alone; readable in grey and by the colour-blind."""
 
+import argparse
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from avalanche_contrastive.bench.config import TABLES, Row
 from avalanche_contrastive.bench.files import write_bytes
 from avalanche_contrastive.bench.report.cells import OURS, by_memory, get, is_ours, memories, memory_of, peak_memory
 from avalanche_contrastive.bench.report.stats import mean_matrix, mean_std
-from avalanche_contrastive.bench.results import Grouped, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, load_all, rows_of, suite_of
 
 # Okabe and Ito's colours. The three methods have one each for themselves; the baselines share the others, so dashes and
 # markers tell those apart.
@@ -273,3 +274,13 @@ FIGURES: Mapping[str, Callable[[Grouped], Any]] = {
     "accuracy_matrices": accuracy_matrices,
     "cost": cost,
 }
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """The command `plot`: draw the figures from JSON."""
+    nested = not any(parsed.results.glob("*-seed*.json"))
+    for suite, grouped in load_all(parsed.results).items():
+        folder = parsed.out or parsed.results
+        for path in plot_all(grouped, folder / suite if nested else folder):
+            print(f"wrote {path}")
+    return 0

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from avalanche_contrastive.bench.config import load_row, nearest, read_toml, row_files, same_config, suites
+from avalanche_contrastive.bench.files import Grouped, Result
 from avalanche_contrastive.bench.report.stats import mean_std
-from avalanche_contrastive.bench.results import Grouped, Result
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 WITHIN = 2.0  # published standard deviations

@@ -1,5 +1,6 @@
 """Tables and the page RESULTS.md, made from result files alone."""
 
+import argparse
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from avalanche_contrastive.bench.report.comparisons import (
     published_tables,
 )
 from avalanche_contrastive.bench.report.stats import COVERAGE
-from avalanche_contrastive.bench.results import Grouped, Result, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of, suite_of
 
 DEFINITIONS = {
     "memory": "stored images.",
@@ -317,3 +318,18 @@ def _table_for(suite: str, names: Sequence[str], everything: Everything, where: 
         return main_table(grouped, define=define)
     rows = {row.name: row for kind in TABLES for row in rows_of(grouped, kind)}
     return figures_table([rows[name] for name in names], grouped, ACCURACY, define=define)
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """The command `table`: print or write tables from JSON."""
+    everything = load_all(parsed.results)
+    if parsed.write:
+        write_text(parsed.write, results_page(everything))
+        print(f"wrote {parsed.write}")
+    for page in parsed.into:
+        fill_page(page, everything)
+        print(f"updated the tables in {page}")
+    if not (parsed.write or parsed.into):
+        for grouped in everything.values():
+            print(all_tables(grouped))
+    return 0

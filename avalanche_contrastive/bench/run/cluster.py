@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.methods.builders import importable, own_folders
-from avalanche_contrastive.bench.run.pool import Job, execute_job, figures, last_line
+from avalanche_contrastive.bench.outside import importable, own_folders
+from avalanche_contrastive.bench.run.pool import Job, Work, figures, last_line
 from avalanche_contrastive.bench.run.progress import Progress
 
 ARRAY_SIZE = 1000  # Slurm's own limit is 1001 where nobody changed MaxArraySize
@@ -104,6 +104,7 @@ class Scheduler:
 def submit_jobs(
     jobs: Sequence[Job],
     out: Path,
+    work: Work,
     write: Callable[[Job, dict[str, Any]], None],
     *,
     progress: Progress,
@@ -116,6 +117,7 @@ def submit_jobs(
         jobs: in the order they shall start.
         out: folder of the results; Slurm's logs go to `.slurm` in it. The compute nodes must see it, and the present
             folder, under the same path.
+        work: what to do with a job; must be picklable.
         write: called by each run, on its node, with its job and its result, hours later perhaps; must be picklable.
         progress: told of each end, and of what the runs report in between.
         options: what each run asks of the cluster.
@@ -137,7 +139,7 @@ def submit_jobs(
             progress.say(f"Slurm has {_runs(len(tasks))} already, from an earlier call")
         for begin in range(0, len(new), ARRAY_SIZE):
             part = new[begin : begin + ARRAY_SIZE]
-            ids = _submit(part, folder, write, options, scheduler)
+            ids = _submit(part, folder, work, write, options, scheduler)
             tasks |= {job.id: id for job, id in zip(part, ids, strict=True)}
             submitted += [_entry(job, id) for job, id in zip(part, ids, strict=True)]
             write_json(folder / "submitted.json", {"runs": submitted})
@@ -156,7 +158,7 @@ def _check_installed(scheduler: Scheduler) -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise ValueError("a cluster needs the package submitit: pip install -e '.[slurm]'") from error
+        raise ValueError("a cluster needs the package submitit: pip install 'avalanche-contrastive[slurm]'") from error
     if scheduler.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise ValueError("there is no Slurm here: no sbatch and srun in PATH. Is this a login node of the cluster?")
 
@@ -206,6 +208,7 @@ def _known(jobs: Sequence[Job], submitted: Sequence[Mapping[str, Any]]) -> dict[
 def _submit(
     jobs: Sequence[Job],
     folder: Path,
+    work: Work,
     write: Callable[[Job, dict[str, Any]], None],
     options: SlurmOptions,
     scheduler: Scheduler,
@@ -239,7 +242,7 @@ def _submit(
     try:
         with executor.batch():
             tasks = [
-                executor.submit(run_task, job, write, options.cpus, _note_path(folder, job), own_folders())
+                executor.submit(run_task, job, work, write, options.cpus, _note_path(folder, job), own_folders())
                 for job in jobs
             ]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
@@ -248,12 +251,18 @@ def _submit(
 
 
 def run_task(
-    job: Job, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path, folders: Sequence[str]
+    job: Job,
+    work: Work,
+    write: Callable[[Job, dict[str, Any]], None],
+    threads: int,
+    note: Path,
+    folders: Sequence[str],
 ) -> dict[str, Any]:
     """The run, on its node: do it, write the result, say now and then where it is.
 
     Args:
         job: the run.
+        work: what to do with it.
         write: see `submit_jobs`.
         threads: of torch.
         note: where to say how far it is.
@@ -276,7 +285,7 @@ def run_task(
             except OSError as error:  # the run matters more than what is said of it
                 print(f"could not write {note}: {error}", file=sys.stderr)
 
-    result = execute_job(job, report)
+    result = work(job, report)
     write(job, result)
     return result
 

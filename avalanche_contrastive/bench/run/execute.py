@@ -2,26 +2,18 @@
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.determinism.rng_manager import RNGManager
-from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_contrastive import ExperienceSchedule
-from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.bench.config import Config, nearest
-from avalanche_contrastive.bench.data.augment import make_augmentation
-from avalanche_contrastive.bench.data.streams import STREAMS, Stream, make_stream
-from avalanche_contrastive.bench.methods.catalog import method_of
-from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
+from avalanche_contrastive.bench.config import Config
+from avalanche_contrastive.bench.data.streams import Stream
 from avalanche_contrastive.bench.report.stats import (
     average_incremental_accuracy,
     backward_transfer,
@@ -30,15 +22,13 @@ from avalanche_contrastive.bench.report.stats import (
     seen_accuracy,
 )
 from avalanche_contrastive.bench.results import fingerprint
-from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device
-from avalanche_contrastive.bench.run.plugins import BatchAugment, ReportProgress, TaskAccuracy
+from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
+from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device, device_of
+from avalanche_contrastive.bench.run.pool import Job, Report
 from avalanche_contrastive.bench.run.resume import Keeper
-from avalanche_contrastive.metrics import retrieval_metrics
-from avalanche_contrastive.parallel.plugin import DataParallel, local_device, processes
+from avalanche_contrastive.parallel.plugin import processes
 
 EVAL_BATCH = 256
-
-Report = Callable[[float, str], None]  # share done in [0, 1], and where the run stands in words
 
 
 def execute(
@@ -76,7 +66,7 @@ def execute(
     RNGManager.set_random_seeds(seed)
     stream = stream_of(config, seed, validation=validation, root=root)
     built = build(config, stream, place, report)
-    steps = _steps(config, stream.benchmark)
+    steps = steps_of(config, stream.benchmark)
 
     def say(done: int, words: str) -> None:
         if report is not None:
@@ -100,6 +90,19 @@ def execute(
         **_together(cost),
         "versions": versions(),
     }
+
+
+def run_job(job: Job, report: Report) -> dict[str, Any]:
+    """`execute` of a job."""
+    return execute(
+        job.config,
+        job.seed,
+        validation=job.validation,
+        device=job.device,
+        root=job.root,
+        report=report,
+        checkpoint=job.checkpoint,
+    )
 
 
 def _together(cost: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,67 +154,6 @@ def _decisive(config: Config, seed: int, validation: bool, device: torch.device)
     }
 
 
-def check(config: Config) -> None:
-    """Refuse what cannot run before anything is loaded.
-
-    Raises:
-        ValueError: an unknown stream or network, or a method that does not exist in this scenario.
-    """
-    for key, known in (("stream", STREAMS), ("network", NETWORKS)):
-        value = getattr(config, key)
-        if value not in known and not (key == "network" and value == ""):
-            raise ValueError(f"unknown {key} {value!r}{nearest(value, known)}")
-    method = method_of(config.method)
-    if config.scenario not in method.scenarios:
-        raise ValueError(f"{config.method} does not run on {config.scenario}-incremental streams: {method.why_not}")
-    if launched() > 1 and method.alone:
-        raise ValueError(f"{config.method} cannot be trained by several processes together: {method.alone}")
-    for key in ("epochs", "batch_size"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
-    fewest = min(config.epochs, config.epochs_later or config.epochs)
-    for wrong, words in {
-        config.warmup_epochs >= fewest: f"warmup_epochs must be fewer than the epochs, {fewest}",
-        max(config.milestones, default=0) >= fewest: f"milestones must lie before the last epoch, {fewest}",
-        bool(config.data) != (config.stream == "own"): "stream 'own' and `data` go together, one is set without the "
-        "other. Use `--data PATH`",
-        bool(config.milestones)
-        != (config.schedule == "steps"): "milestones belong to schedule 'steps', and it to them",
-        bool(config.augmentation) and not config.augment: f"augmentation {config.augmentation!r} needs augment = true",
-        config.lr_later == 0: "lr_later must be above 0",
-    }.items():
-        if wrong:
-            raise ValueError(f"{config.method}: {words}")
-
-
-def device_of(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto" for what is there; under torchrun a GPU for each process.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here. Is the driver there, and torch built for it?")
-    if launched() > 1 and name != "cpu":
-        return local_device()
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def stream_of(config: Config, seed: int, *, validation: bool = False, root: str = "") -> Stream:
-    """The stream of a run."""
-    return make_stream(
-        config.stream,
-        seed,
-        data=config.data if config.stream == "own" else os.path.expanduser(root),
-        scenario=config.scenario,
-        experiences=config.experiences,
-        base_classes=config.base_classes,
-        train_images=config.train_images,
-        test_images=config.test_images,
-        validation=validation,
-    )
-
-
 def matrices(figures: Sequence[Mapping[str, Any]], experiences: int) -> dict[str, list[list[float]] | None]:
     """R[i][j] of each metric that has one: its value on experience j after training step i."""
 
@@ -255,76 +197,6 @@ def summary(found: Mapping[str, list[list[float]] | None], counts: list[int]) ->
     }
 
 
-def build(config: Config, stream: Stream, device: torch.device, report: Report | None = None) -> Built:
-    """The strategy of a config, with the same evaluator and the same fairness plugins for every method."""
-    kind, method = STREAMS[config.stream], method_of(config.method)
-    augmentation = make_augmentation(
-        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise
-    )
-    plugins: list[Any] = schedule_of(config)
-    if config.augment and not method.own_augmentation:
-        plugins.append(BatchAugment(augmentation))
-    if processes() > 1:
-        plugins.append(DataParallel())
-    if report is not None:
-        plugins.append(ReportProgress(report, len(_steps(config, stream.benchmark))))
-    same_classes = config.scenario == "domain"
-    # By the usual rule for ties a network that has collapsed to a point would find everything.
-    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval]
-    evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
-    common = {
-        "train_mb_size": config.batch_size,
-        "train_epochs": config.epochs,
-        "eval_mb_size": EVAL_BATCH,
-        "device": device,
-        "plugins": plugins,
-        "evaluator": evaluator,
-        "eval_every": -1,
-    }
-    setting = Setting(
-        config=config,
-        image_shape=stream.image_shape,
-        classes=stream.classes,
-        network=config.network or kind.network,
-        augmentation=augmentation,
-        common=common,
-    )
-    module, _, function = method.build.partition(":")
-    built = getattr(importlib.import_module(module), function)(setting, **config.options)
-    built = built if isinstance(built, Built) else Built(built, "the model's own output")
-    if processes() > 1:
-        built.strategy._distributed_check = True  # Avalanche's, which warns of plugins that DataParallel serves
-    if not (hasattr(built.strategy, "train") and hasattr(built.strategy, "eval")):
-        raise ValueError(f"{config.method} must return an Avalanche strategy, got {type(built.strategy).__name__}")
-    if getattr(built.strategy, "evaluator", None) is not evaluator:
-        raise ValueError(
-            f"{config.method}: the strategy does not have the benchmark's evaluator, so nothing would be measured. "
-            "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
-        )
-    return built
-
-
-def schedule_of(config: Config) -> list[Any]:
-    """The plugin for epochs and learning rates by experience; none where nothing changes."""
-    c = config
-    if (c.schedule, c.lr_later, c.epochs_later) == ("constant", 1.0, 0) and not (
-        c.lr_by_experience or c.reset_optimizer or c.warmup_epochs
-    ):
-        return []
-    return [
-        ExperienceSchedule(
-            c.schedule,
-            epochs=(c.epochs, c.epochs_later) if c.epochs_later else None,
-            milestones=c.milestones,
-            warmup_epochs=c.warmup_epochs,
-            later=c.lr_later,
-            by_experience=c.lr_by_experience,
-            reset_optimizer=c.reset_optimizer,
-        )
-    ]
-
-
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
@@ -334,11 +206,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # kornia is an extra
             continue
     return {**found, "avalanche-contrastive": __version__}
-
-
-def _steps(config: Config, benchmark: Any) -> list[Any]:
-    """What is trained on in one go: an experience, or for joint training the whole stream."""
-    return [benchmark.train_stream] if config.method == "joint" else list(benchmark.train_stream)
 
 
 def _figure(figures: Mapping[str, Any], start: str, end: str = "") -> float:

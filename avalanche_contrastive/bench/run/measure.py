@@ -1,4 +1,4 @@
-"""What a run costs and where it ran: peak memory, and the device in words."""
+"""What a run costs and where it runs: peak memory, time, and the device."""
 
 import ctypes
 import gc
@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import torch
+
+from avalanche_contrastive._launch import launched
+from avalanche_contrastive.parallel.plugin import local_device
 
 MIB = 1024 * 1024
 STATUS = Path("/proc/self/status")
@@ -99,6 +102,19 @@ def _give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def device_of(name: str) -> torch.device:
+    """ "cpu", "cuda", or "auto" for what is there; under torchrun a GPU for each process.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here. Is the driver there, and torch built for it?")
+    if launched() > 1 and name != "cpu":
+        return local_device()
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def describe_device(device: torch.device | str = "cpu") -> str:

@@ -1,4 +1,7 @@
-"""Run many jobs in a few processes that import torch and Avalanche once; one bad run stops no other."""
+"""Do many jobs in a few processes that import torch and Avalanche once; one bad run stops no other.
+
+What a job does is the caller's: a function of this package, which the worker processes import by its name.
+"""
 
 import multiprocessing
 import os
@@ -15,16 +18,20 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import Config
-from avalanche_contrastive.bench.run import together as distributed
-from avalanche_contrastive.bench.run.progress import Key
-from avalanche_contrastive.bench.run.progress import Progress as Progress
+from avalanche_contrastive.bench.run import together
+from avalanche_contrastive.bench.run.progress import Key, Progress
 
 Outcome = dict[str, Any] | str  # a result, or what went wrong
+Report = Callable[[float, str], None]  # share done in [0, 1], and where the run stands in words
 
 REPORT_SECONDS = 0.2  # between two messages of one run
 
@@ -53,9 +60,13 @@ class Job:
         return f"{self.name} seed {self.seed}"
 
 
+Work = Callable[[Job, Report], dict[str, Any]]
+
+
 def run_jobs(
     jobs: Sequence[Job],
     processes: int,
+    work: Work,
     on_result: Callable[[Job, dict[str, Any]], None],
     *,
     progress: Progress,
@@ -65,11 +76,14 @@ def run_jobs(
     Args:
         jobs: in the order they shall start.
         processes: worker processes; with 1 the runs happen in this process.
+        work: what to do with a job.
         on_result: called here, in the parent.
-        progress: told of each start and end, and of what the runs report in between.
+        progress: hears of each start and end, and of what the runs report in between.
     """
     failed = []
-    outcomes = _in_this_process(jobs, progress) if processes == 1 else _in_workers(jobs, processes, progress)
+    outcomes = (
+        _in_this_process(jobs, work, progress) if processes == 1 else _in_workers(jobs, processes, work, progress)
+    )
     with closing(progress), closing(outcomes):  # if on_result fails, the workers end here and not some time later
         for job, outcome in outcomes:
             if isinstance(outcome, str):
@@ -95,14 +109,14 @@ def figures(result: dict[str, Any]) -> str:
     return f"accuracy {100 * result['final_accuracy']:.1f} · Recall@1 {100 * result['recall_at_1'][-1]:.1f}"
 
 
-def _in_this_process(jobs: Sequence[Job], progress: Progress) -> Generator[tuple[Job, Outcome]]:
+def _in_this_process(jobs: Sequence[Job], work: Work, progress: Progress) -> Generator[tuple[Job, Outcome]]:
     with _one_thread(), _quiet(), _reports_to(progress.moved):
         for job in jobs:
             progress.started(job)
-            yield job, _attempt(job)
+            yield job, _attempt(work, job)
 
 
-def _in_workers(jobs: Sequence[Job], processes: int, progress: Progress) -> Generator[tuple[Job, Outcome]]:
+def _in_workers(jobs: Sequence[Job], processes: int, work: Work, progress: Progress) -> Generator[tuple[Job, Outcome]]:
     """As many pools of one process as may run at a time, so that a process that dies takes no other run with it."""
     waiting = deque(jobs)
     messages, writer = _pipe()
@@ -113,7 +127,7 @@ def _in_workers(jobs: Sequence[Job], processes: int, progress: Progress) -> Gene
             idle = [slot for slot in range(processes) if slot not in [slot for slot, _ in running.values()]]
             for slot in idle[: len(waiting)]:
                 job = waiting.popleft()
-                running[_submit(pools, slot, job, writer)] = slot, job
+                running[_submit(pools, slot, partial(_attempt, work, job), writer)] = slot, job
                 progress.started(job)
             done, _ = wait(running, timeout=0.25 if progress.moving else 1.0, return_when=FIRST_COMPLETED)
             while messages is not None and messages.poll():
@@ -149,16 +163,18 @@ def _pipe() -> tuple[Connection, Connection] | tuple[None, None]:
     return reader, writer
 
 
-def _submit(pools: dict[int, ProcessPoolExecutor], slot: int, job: Job, writer: Connection | None) -> Future[Outcome]:
-    """Give the job to the slot's process, a new one if it has none or if that died since its last run."""
+def _submit(
+    pools: dict[int, ProcessPoolExecutor], slot: int, attempt: Callable[[], Outcome], writer: Connection | None
+) -> Future[Outcome]:
+    """Give the attempt to the slot's process, a new one if it has none or if that died since its last run."""
     if slot in pools:
         try:
-            return pools[slot].submit(_attempt, job)
+            return pools[slot].submit(attempt)
         except BrokenProcessPool:
             pools[slot].shutdown(wait=False)
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half alive
     pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(writer,))
-    return pools[slot].submit(_attempt, job)
+    return pools[slot].submit(attempt)
 
 
 def _stop(pools: Iterable[ProcessPoolExecutor]) -> None:
@@ -174,8 +190,6 @@ def _start_worker(writer: Connection | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.showwarning = _ignore
-    import torch
-
     torch.set_num_threads(1)
     if writer is not None:
         _tell = _Sender(writer)
@@ -237,8 +251,6 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -247,36 +259,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def execute_job(job: Job, report: Callable[[float, str], None]) -> dict[str, Any]:
-    """The run of a job in this process."""
-    if distributed.launched() > 1:
-        distributed.announce(job)
-    from avalanche_contrastive.bench.run.execute import execute  # torch and Avalanche take seconds
-
-    return execute(
-        job.config,
-        job.seed,
-        validation=job.validation,
-        device=job.device,
-        root=job.root,
-        report=report,
-        checkpoint=job.checkpoint,
-    )
-
-
-def _attempt(job: Job) -> Outcome:
+def _attempt(work: Work, job: Job) -> Outcome:
     """The result, or the traceback as text, since not every exception can be sent between processes."""
     try:
-        return execute_job(job, lambda share, what: _tell(job.id, share, what))
+        if launched() > 1:
+            together.announce(job)
+        return work(job, lambda share, what: _tell(job.id, share, what))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a builder that calls sys.exit(), too: one bad run stops no other
-        if distributed.launched() > 1:
-            raise distributed.end_all(job.label) from error
+        if launched() > 1:
+            raise together.end_all(job.label) from error
         return traceback.format_exc()
 
 
-def train_along(job: Job) -> None:
+def train_along(work: Work, job: Job) -> None:
     """Do a run that another process leads, without a word."""
     with _quiet():
-        _attempt(job)
+        _attempt(work, job)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive import checkpoint
-from avalanche_contrastive.bench.results import remove_checkpoint
+from avalanche_contrastive.bench.files import remove_checkpoint
 
 CODE = ("avalanche_contrastive",)
 

@@ -1,7 +1,7 @@
 """`run` under torchrun: the first process does what `run` always does, the others train along with it.
 
-The first alone reads and writes files and shows progress. It tells the others of each run before it begins; an error in
-any process ends them all, since the others are in the midst of the same run. What is written already stays.
+The first alone reads and writes files and shows progress. It tells the others of each run before it begins. An error in
+any process ends them all, since the others are in the middle of the same run. What is written already stays.
 """
 
 import sys
@@ -10,13 +10,15 @@ from argparse import Namespace
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from avalanche_contrastive._launch import launched as launched
-from avalanche_contrastive.bench.methods.builders import importable, own_folders
+import torch
+import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from avalanche_contrastive.bench.run.pool import Job
+from avalanche_contrastive._launch import launched
+from avalanche_contrastive.bench.outside import importable, own_folders
+from avalanche_contrastive.bench.run.measure import device_of
+from avalanche_contrastive.parallel.plugin import is_main_process, join_processes, rank
 
 _channel: Any = None  # between the first process and the others
 
@@ -25,10 +27,8 @@ def check(parsed: Namespace) -> None:
     """Refuse what several processes cannot do.
 
     Raises:
-        ValueError: another command than `run`, several jobs, or a cluster.
+        ValueError: several jobs, or a cluster.
     """
-    if parsed.command != "run":
-        raise ValueError(f"torchrun has started {launched()} processes, but of all commands only `run` knows them")
     if parsed.on != "local":
         raise ValueError("--on slurm submits one process per run: give it without torchrun")
     if (parsed.jobs or 1) > 1:
@@ -38,55 +38,48 @@ def check(parsed: Namespace) -> None:
         )
 
 
-def run(parsed: Namespace, lead: Callable[[Namespace], int]) -> int:
-    """The command in all processes; `lead` is what the first does."""
-    import torch.distributed as dist  # torch and Avalanche take seconds
+def run_together(device: str, lead: Callable[[], int], follow: Callable[[Any], None]) -> int:
+    """Do something in all processes, and return the exit code.
 
-    from avalanche_contrastive.bench.run.execute import device_of
-    from avalanche_contrastive.parallel.plugin import is_main_process, join_processes
-
+    Args:
+        device: "cpu", "cuda" or "auto".
+        lead: what the first process does; it calls `announce` before each run.
+        follow: what the others do with what was announced.
+    """
     global _channel
-    join_processes(device_of(parsed.device))
+    join_processes(device_of(device))
     # The others wait here while the first downloads data and draws figures.
     _channel = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    code = 0
     if is_main_process():
-        code = lead(parsed)
+        code = lead()
         announce(None)
     else:
-        code = _follow()
+        _follow(follow)
     dist.destroy_process_group()
     return code
 
 
-def announce(job: "Job | None") -> None:
-    """Tell the other processes what is to be run, None: nothing more; only the first process has something to tell."""
-    import torch.distributed as dist
-
+def announce(job: Any) -> None:
+    """Tell the other processes what is to be run, None: nothing more; only the first process has something to say."""
     if dist.get_rank() == 0:
         dist.broadcast_object_list([(job, own_folders())], 0, group=_channel)
 
 
-def _follow() -> int:
-    import torch
-    import torch.distributed as dist
-
-    from avalanche_contrastive.bench.run.pool import train_along
-
+def _follow(train: Callable[[Any], None]) -> None:
     torch.set_num_threads(1)
     while True:
-        told: list[Any] = [None]
-        dist.broadcast_object_list(told, 0, group=_channel)
-        job, folders = told[0]
+        received: list[Any] = [None]
+        dist.broadcast_object_list(received, 0, group=_channel)
+        job, folders = received[0]
         if job is None:
-            return 0
+            return
         for folder in folders:
             importable(Path(folder))
-        train_along(job)
+        train(job)
 
 
 def end_all(label: str) -> SystemExit:
     """Say what went wrong in this process; to be raised, by which torchrun ends the others."""
-    from avalanche_contrastive.parallel.plugin import rank
-
     print(f"\n{label} failed in process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     return SystemExit(1)

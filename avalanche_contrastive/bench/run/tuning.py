@@ -1,170 +1,62 @@
-"""Choose every row's setting on validation images: as many candidates and the same seeds for each, no test image."""
+"""The command `tune`: choose every row's setting on validation images, with as many candidates and seeds for each."""
 
-import itertools
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.config import (
-    SHARED,
-    Config,
-    Row,
-    folder,
-    nearest,
-    read_toml,
-    same_config,
-    updated,
-    write_row,
-)
-from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.methods.catalog import METHODS, SCORES, Method, Option
+from avalanche_contrastive.bench.config import Config, Row, default_config, folder, same_config, toml, updated
+from avalanche_contrastive.bench.files import check_writable, read_json, write_json, write_text
 from avalanche_contrastive.bench.report.stats import is_finite
-from avalanche_contrastive.bench.run.pool import Job, Progress, last_line, run_jobs
+from avalanche_contrastive.bench.run.build import check_rows
+from avalanche_contrastive.bench.run.execute import run_job, versions
+from avalanche_contrastive.bench.run.plan import Plan, candidates, plan_of
+from avalanche_contrastive.bench.run.pool import Job, last_line, run_jobs
+from avalanche_contrastive.bench.run.progress import Progress
+from avalanche_contrastive.bench.selection import assignments, chosen_rows
+from avalanche_contrastive.registry import SCORES
 
-TUNING = Path(__file__).parents[3] / "benchmarks" / "tuning"
-DRAW_SEED = 0
-FIRST_SEED = 1000  # lower seeds are for results
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the rows of a suite are searched: the same for every row, so that no method is tuned harder than another.
-
-    Args:
-        candidates: settings drawn from each method's grid.
-        seeds: each candidate is scored as the mean over these; other class orders than those of the results.
-        grid: values that replace a method's own, such as fewer epochs where images are many; of each method, for the
-            keys that its grid has.
-        settings: of the candidates only, such as fewer training images to score them on.
-    """
-
-    candidates: int = 16
-    seeds: tuple[int, ...] = (1000, 1001)
-    grid: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
-    settings: Mapping[str, Option] = field(default_factory=dict)
-
-
-PLAN = tuple(f.name for f in fields(Plan))
-
-
-def plan_of(suite: str) -> Plan:
-    """The plan in the suite's _suite.toml, table [tune].
-
-    Raises:
-        ValueError: an unknown key there or in its grid, a value of the wrong kind, or a seed that results may have.
-    """
-    path = folder(suite) / SHARED
-    where = f"{suite}/{SHARED}, [tune]"
-    raw = _table(read_toml(path).get("tune", {}) if path.is_file() else {}, where)
-    for key in raw:
-        if key not in PLAN:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, PLAN)}")
-    number = raw.get("candidates", Plan.candidates)
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{where}: candidates must be a whole number of at least 1, got {number!r}")
-    grid = _table(raw.get("grid", {}), f"{where[:-1]}.grid]")
-    return Plan(
-        candidates=number,
-        seeds=_seeds(raw.get("seeds", list(Plan.seeds)), where),
-        grid={key: _values(key, values, f"{where[:-1]}.grid]") for key, values in grid.items()},
-        settings=_table(raw.get("settings", {}), f"{where[:-1]}.settings]"),
-    )
-
-
-def _table(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a table, got {value!r}")
-    return value
-
-
-def _seeds(values: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(values, list) or not values or any(type(value) is not int for value in values):
-        raise ValueError(f"{where}: seeds must be a list of at least one whole number, got {values!r}")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{where}: seeds must differ, got {values!r}")
-    if min(values) < FIRST_SEED:
-        raise ValueError(
-            f"{where}: seeds must be {FIRST_SEED} or more, got {min(values)}: lower ones are for results, and a "
-            "setting must not be chosen on the class orders that it is then reported on"
-        )
-    return tuple(values)
-
-
-def _values(key: str, values: Any, where: str) -> tuple[Option, ...]:
-    """The values of one key of [tune.grid], each of which every method that has the key in its grid can take."""
-    having = [name for name, method in METHODS.items() if key in method.grid]
-    if not having:
-        known = {known for method in METHODS.values() for known in method.grid}
-        raise ValueError(f"{where}: no method's grid has a key {key!r}{nearest(key, known)}")
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{where}: {key} must be a list of at least one value, got {values!r}")
-    for name in having:
-        for value in values:
-            updated(Config(name, options=METHODS[name].options), {key: value}, where=where)
-    return tuple(values)
-
-
-def grid_of(method: Method, plan: Plan) -> dict[str, tuple[Option, ...]]:
-    """The method's grid with the plan's values in place of its own."""
-    return {key: plan.grid.get(key, values) for key, values in method.grid.items()}
-
-
-def candidates(method: Method, plan: Plan) -> list[dict[str, Option]]:
-    """A fixed draw from the method's grid in which the values of each key are used about equally often.
-
-    Raises:
-        ValueError: the grid is smaller than the number of candidates.
-    """
-    grid = grid_of(method, plan)
-    if len(list(itertools.product(*grid.values()))) < plan.candidates:
-        raise ValueError(
-            f"{method.build}: the grid must have at least {plan.candidates} points, as all rows get as many"
-        )
-    draw = random.Random(DRAW_SEED)
-    for _ in range(10_000):
-        columns = [_shuffled(values, plan.candidates, draw) for values in grid.values()]
-        points = list(dict.fromkeys(zip(*columns, strict=True)))
-        if len(points) == plan.candidates:
-            return [dict(zip(grid, point, strict=True)) for point in points]
-    raise ValueError(f"{method.build}: found no {plan.candidates} different points that use each value equally often")
-
-
-def _shuffled(values: Sequence[Option], number: int, draw: random.Random) -> list[Option]:
-    column = [values[i % len(values)] for i in range(number)]
-    draw.shuffle(column)
-    return column
+TUNING = Path(__file__).parents[3] / "benchmarks" / "tuning"  # in a checkout
 
 
 class Search:
     """The candidates of one row, on disk as they are scored.
 
-    A row of a suite has its candidates in TUNING, any other beside its TOML file.
+    Args:
+        row: to be tuned.
+        plan: of its suite.
+        folder: of the candidates, ROW.json.
+        fixed: keys that are not searched.
+        reuse: take stored scores even if another version of torch has made them.
+
+    Attributes:
+        other_versions: versions of torch whose stored scores are not used.
     """
 
-    def __init__(self, row: Row, plan: Plan):
+    def __init__(self, row: Row, plan: Plan, folder: Path, *, fixed: Iterable[str] = (), reuse: bool = False):
         if row.base:
             raise ValueError(f"{row.name} inherits the setting of {row.base}; tune {row.base}")
-        self.row, self.plan = row, plan
-        self.file = _outside(row)
-        self.path = (
-            TUNING / row.config.suite / f"{row.name}.json"
-            if self.file is None
-            else self.file.with_name(f"{self.file.stem}.tuning.json")
-        )
+        self.row, self.plan, self.path = row, plan, folder / f"{row.name}.json"
         stored = read_json(self.path)["candidates"] if self.path.is_file() else []
-        found = candidates(row.method, plan)
+        self.grid, found = candidates(row, plan, fixed)
         self.configs = [updated(row.config, settings, where=row.name) for settings in found]
         self.scored = [updated(config, plan.settings, where="[tune.settings]") for config in self.configs]
+        runs = [_stored_runs(stored, config, plan) for config in self.scored]
+        here = versions()["torch"]
+        self.other_versions = {version for kept in runs for run in kept if (version := _torch_of(run)) != here}
         self.entries: list[dict[str, Any]] = [
-            {"settings": settings, "config": config.as_dict(), "runs": _stored_runs(stored, config, plan)}
-            for settings, config in zip(found, self.scored, strict=True)
+            {
+                "settings": settings,
+                "config": config.as_dict(),
+                "runs": [run for run in kept if reuse or _torch_of(run) == here],
+            }
+            for settings, config, kept in zip(found, self.scored, runs, strict=True)
         ]
 
     def jobs(self, root: str, device: str) -> list[Job]:
-        """What is still to run; a candidate of which a run has failed is done with."""
+        """What is still to run; a candidate of which a run has failed is not run again."""
         return [
             Job(
                 f"{self.row.name} #{index + 1}",
@@ -189,11 +81,12 @@ class Search:
     def add_failures(self, failed: Sequence[tuple[Job, str]]) -> None:
         """Keep why runs failed, so that they are not done again.
 
-        Not where nothing could be scored at all: then the reason is hardly that of the settings.
+        Not where nothing could be scored at all: then the settings are hardly the reason.
         """
         if self.scores():
             for job, text in failed:
-                self._keep(job.key[1], {"seed": job.seed, "failed": last_line(text)})
+                failure = {"seed": job.seed, "failed": last_line(text), "versions": versions()}
+                self._keep(job.key[1], failure)
 
     def _keep(self, index: int, run: dict[str, Any]) -> None:
         self.entries[index]["runs"] = sorted([*self.entries[index]["runs"], run], key=lambda r: int(r["seed"]))
@@ -224,69 +117,136 @@ class Search:
             "evaluated_on": "the data's own validation images, or where there are none a stratified fifth of the "
             "training images; test images are not loaded into the stream",
             "chosen_by": f"mean {SCORES[self.row.select_by]} on them over seeds {_listed(self.plan.seeds)}",
-            "grid": {key: list(values) for key, values in grid_of(self.row.method, self.plan).items()},
+            "grid": {key: list(values) for key, values in self.grid.items()},
             "chosen": None if best is None else self.entries[best]["settings"],
             "candidates": [{**entry, "score": self.score(entry)} for entry in self.entries],
         }
         write_json(self.path, content)
 
-    def write_winner(self) -> Path | None:
-        """Put the best candidate into the row's TOML file; None if no candidate could be scored."""
+    def write_winner(self, path: Path) -> bool:
+        """Write the row's TOML file with the best candidate; False if no candidate could be scored."""
         best = self.best()
         if best is None:
-            return None
-        suite, name, scores = self.row.config.suite, self.row.name, self.scores()
-        command = f"--suite {suite} {name}" if self.file is None else self.file.name
-        place = f"benchmarks/tuning/{suite}/{name}.json" if self.file is None else f"{self.path.name}, beside this file"
+            return False
+        scores = self.scores()
         some = f" ({len(scores)} of them could be scored)" if len(scores) < self.plan.candidates else ""
+        reference = path.is_relative_to(configs.CONFIGS)
+        place = f"benchmarks/tuning/{self.path.parent.name}/{self.path.name}" if reference else str(self.path)
         comment = (
-            f"Chosen by `python -m benchmarks tune {command}` from {self.plan.candidates} candidates{some} on "
-            f"validation images:\n{SCORES[self.row.select_by]} {scores[best]:.3f}, "
-            f"mean over seeds {_listed(self.plan.seeds)}. All candidates: {place}"
+            f"Chosen by `avalanche-contrastive tune --suite {self.row.config.suite} {self.row.name}`\n"
+            f"from {self.plan.candidates} candidates{some} on validation images: {SCORES[self.row.select_by]} "
+            f"{scores[best]:.3f},\nmean over seeds {_listed(self.plan.seeds)}. All candidates: {place}"
         )
-        return write_row(replace(self.row, config=self.configs[best]), comment, path=self.file)
+        write_row(replace(self.row, config=self.configs[best]), comment, path)
+        return True
 
 
-def _outside(row: Row) -> Path | None:
-    """The row's TOML file, if that is not in the folder of a suite."""
-    path = Path(row.path).resolve() if row.path else None
-    return None if path is None or path.is_relative_to(configs.CONFIGS.resolve()) else path
+def tune(parsed: argparse.Namespace) -> int:
+    """The command: score what is not scored yet, then write the winners; 1 if a row has no scored candidate.
 
-
-def tune(rows: Sequence[Row], processes: int, *, root: str = "", device: str = "cpu") -> int:
-    """Score what is unscored, then write the winners.
-
-    Returns:
-        How many rows have no scored candidate. A run that fails costs its candidate its score and is not repeated by
-        later calls, unless its entry is taken out of the file; one whose process was killed is repeated.
+    A run that fails leaves its candidate without a score and is not repeated by later calls, unless its entry is taken
+    out of the file; one whose process was killed is repeated.
     """
-    searches = {row.name: Search(row, plan_of(row.config.suite)) for row in rows}
-    jobs = [job for search in searches.values() for job in search.jobs(root, device)]
+    fixed = assignments(parsed)
+    rows = [row for row in chosen_rows(parsed) if parsed.rows or not row.base]
+    check_rows(rows, [0], parsed.root, parsed.device)
+    places = {row.name: _places(row, parsed) for row in rows}
+    searches = {
+        row.name: Search(
+            row,
+            plan_of(row.config.suite, number=parsed.candidates, seeds=parsed.seeds),
+            places[row.name][0],
+            fixed=fixed,
+            reuse=parsed.reuse,
+        )
+        for row in rows
+    }
+    for name, search in searches.items():
+        check_writable(places[name][0])
+        if search.other_versions and not parsed.reuse:
+            print(
+                f"{name}: stored scores of torch {', '.join(sorted(search.other_versions))} are not used, as this is "
+                f"torch {versions()['torch']}; --reuse takes them"
+            )
+    _score(searches, parsed)
+    for name, search in searches.items():
+        search.save()
+        path = places[name][1] / f"{name}.toml"
+        missing = search.plan.candidates - len(search.scores())
+        some = f" ({missing} of {search.plan.candidates} could not be scored)" if missing else ""
+        written = search.write_winner(path)
+        print(f"{name}: {f'wrote {path}' if written else 'no candidate could be scored'}{some}, see {search.path}")
+    return 1 if any(not search.scores() for search in searches.values()) else 0
+
+
+def _score(searches: Mapping[str, Search], parsed: argparse.Namespace) -> None:
+    """Run what is missing."""
+    jobs = [job for search in searches.values() for job in search.jobs(parsed.root, parsed.device)]
 
     def keep(job: Job, result: Mapping[str, Any]) -> None:
         name, index = job.key
         searches[name].add(index, result)
 
-    failed = run_jobs(jobs, processes, keep, progress=Progress(len(jobs)))
+    failed = run_jobs(jobs, parsed.jobs, run_job, keep, progress=Progress(len(jobs)))
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}")
     raised = [(job, text) for job, text in failed if text.startswith("Traceback")]  # else its process was killed
     for name, search in searches.items():
         search.add_failures([(job, text) for job, text in raised if job.key[0] == name])
-        search.save()
-        path = search.write_winner()
-        missing = search.plan.candidates - len(search.scores())
-        some = (
-            f" ({missing} of {search.plan.candidates} candidates could not be scored: {search.path})" if missing else ""
-        )
-        print(f"{name}: {'no candidate could be scored' if path is None else f'wrote {path}{some}'}")
-    return sum(not search.scores() for search in searches.values())
+
+
+def _places(row: Row, parsed: argparse.Namespace) -> tuple[Path, Path]:
+    """The folders of a row's candidates and of its winner.
+
+    Raises:
+        ValueError: --write-reference outside a checkout, or for a row that is not of a suite as it stands.
+    """
+    suite = row.config.suite
+    if not parsed.write_reference:
+        out: Path = parsed.out or Path("out") / "tuning" / suite
+        return out, out
+    if not TUNING.is_dir():
+        raise ValueError("--write-reference: the reference configs are in a checkout of the repository, not here")
+    if row.path or parsed.data is not None or parsed.set:
+        raise ValueError(f"--write-reference: {row.name} is not a row of a suite as it stands; leave the flag out")
+    return TUNING / suite, folder(suite)
+
+
+def write_row(row: Row, comment: str, path: Path) -> None:
+    """Write the row's TOML file, its config reduced to what differs from the defaults."""
+    outside = not path.is_relative_to(configs.CONFIGS)
+    shown = {"suite": row.config.suite} if outside else {}
+    shown |= {"modules": str(Path(row.modules).resolve())} if outside and row.modules else {}
+    shown |= {"method": row.config.method, "label": row.label}
+    shown |= {"table": row.table} if row.table != "main" else {}
+    shown |= {"note": row.note} if row.note else {}
+    shown |= {"chosen_by": row.chosen_by} if row.chosen_by else {}
+    changed = changes_from_default(row.config)
+    options = changed.pop("options", {})
+    lines = [f"# {line}" for line in comment.splitlines()]
+    lines += [f"{key} = {toml(value)}" for key, value in {**shown, **changed}.items()]
+    if options:
+        lines += ["", "[options]"] + [f"{key} = {toml(value)}" for key, value in options.items()]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def changes_from_default(config: Config) -> dict[str, Any]:
+    """What the config says beyond the defaults of its method in its suite, options nested."""
+    default = default_config(config.method, config.suite).as_dict()
+    own = config.as_dict()
+    changed = {key: value for key, value in own.items() if key != "options" and value != default[key]}
+    options = {key: value for key, value in own["options"].items() if value != default["options"][key]}
+    return {**changed, **({"options": options} if options else {})}
 
 
 def _stored_runs(stored: Sequence[Mapping[str, Any]], config: Config, plan: Plan) -> list[dict[str, Any]]:
     """What an earlier call left for exactly this config."""
     known = (candidate for candidate in stored if same_config(candidate["config"], config))
     return [run for candidate in known for run in candidate["runs"] if run["seed"] in plan.seeds]
+
+
+def _torch_of(run: Mapping[str, Any]) -> str:
+    return str(run.get("versions", {}).get("torch", "unknown"))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A builder of the user's own: found by "module:function", its options read from its signature."""
+"""Code of your own that a config names as "module:function": it is found, imported, and its options are read."""
 
 import importlib
 import inspect
@@ -9,14 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-Option = bool | int | float | str
-
+from avalanche_contrastive.registry import Option
 
 _own_folders: list[str] = []
 
 
 def importable(folder: Path) -> None:
-    """Look for modules in this folder, too, before all others but those so named earlier.
+    """Look for modules in this folder too, after those named earlier and before all others.
 
     Worker processes that are spawned get this process's `sys.path`; a task on a cluster is given `own_folders`.
     """
@@ -32,37 +31,44 @@ def own_folders() -> list[str]:
     return list(_own_folders)
 
 
-def find_builder(name: str, folder: Path | None = None) -> Callable[..., Any]:
-    """Import the function of "module:function".
+def find(name: str, folder: Path | None = None) -> Callable[..., Any]:
+    """Import the function or class of "module:function".
 
     Args:
         name: "module:function".
-        folder: where the module is looked for first; if it is there, other processes find it, too.
+        folder: where the module is looked for first; if it is there, other processes find it too.
 
     Raises:
         ValueError: no such module or function, one that cannot be imported, or something that cannot be called.
     """
     module, _, function = name.partition(":")
     if not (module and function):
-        raise ValueError(f"a method of your own is named module:function, got {name!r}")
-    leaf = (folder or Path()).joinpath(*module.split("."))
-    beside = [path.resolve() for path in (leaf.with_name(f"{leaf.name}.py"), leaf / "__init__.py") if path.is_file()]
+        raise ValueError(f"code of your own is named module:function, got {name!r}")
+    beside = _files_of(module, folder) if folder is not None else []
     if folder is not None and beside:
         importable(folder)
+    elif module not in sys.modules and _files_of(module, Path()):
+        importable(Path())  # which the console script does not have in its path
     home = _imported(name, module, folder)
-    came = getattr(home, "__file__", None) or "built in"
-    if folder is not None and beside and Path(came).resolve() not in beside:
+    file = getattr(home, "__file__", None) or "built in"
+    if beside and Path(file).resolve() not in beside:
         raise ValueError(
-            f"{name}: {module} is {beside[0]} here, but Python already has {came} by that name. Rename one of them"
+            f"{name}: {module} is {beside[0]} here, but Python already has {file} by that name. Rename one of them"
         )
-    builder = getattr(home, function, None)
-    if builder is None:
+    found = getattr(home, function, None)
+    if found is None:
         own = [key for key, value in vars(home).items() if inspect.isfunction(value) and value.__module__ == module]
         raise ValueError(f"{name}: {module} has no {function!r}. Its functions: {', '.join(own) or 'none'}")
-    if not callable(builder):
-        raise ValueError(f"{name} must be a function that takes a Setting, but it is a {type(builder).__name__}")
-    called: Callable[..., Any] = builder
+    if not callable(found):
+        raise ValueError(f"{name} must be a function, but it is a {type(found).__name__}")
+    called: Callable[..., Any] = found
     return called
+
+
+def _files_of(module: str, folder: Path) -> list[Path]:
+    """Where the module may be in the folder."""
+    leaf = folder.joinpath(*module.split("."))
+    return [path.resolve() for path in (leaf.with_name(f"{leaf.name}.py"), leaf / "__init__.py") if path.is_file()]
 
 
 def _imported(name: str, module: str, folder: Path | None) -> ModuleType:
@@ -78,8 +84,8 @@ def _imported(name: str, module: str, folder: Path | None) -> ModuleType:
             raise ValueError(f"{name}: {module} imports {error.name}, which is not installed") from error
         beside = "" if folder is None else f"in {folder.resolve()}, "
         raise ValueError(
-            f"{name}: there is no module {error.name!r}. Modules are looked for {beside}in the folder that "
-            f"`python -m benchmarks` is run in and among installed packages: is {module.replace('.', '/')}.py there?"
+            f"{name}: there is no module {error.name!r}. Modules are looked for {beside}in the folder that the "
+            f"command is run in and among installed packages: is {module.replace('.', '/')}.py there?"
         ) from None
     except (Exception, SystemExit) as error:  # SystemExit: a script without `if __name__ == "__main__":`
         what = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -96,9 +102,9 @@ def _place(error: BaseException) -> str:
     return f"{lines[0].filename}, line {lines[0].lineno}: " if lines else ""
 
 
-def first_line(builder: Callable[..., Any]) -> str:
-    """What the builder says of itself, for `list`."""
-    return (inspect.getdoc(builder) or "a method of your own").splitlines()[0].removesuffix(".")
+def first_line(function: Callable[..., Any]) -> str:
+    """The first line of the docstring, for `list`."""
+    return (inspect.getdoc(function) or "a method of your own").splitlines()[0].removesuffix(".")
 
 
 def options_of(builder: Callable[..., Any], name: str) -> dict[str, Option]:
@@ -115,14 +121,14 @@ def options_of(builder: Callable[..., Any], name: str) -> dict[str, Option]:
     for parameter in others:
         if parameter.kind is not parameter.KEYWORD_ONLY:
             raise ValueError(
-                f"{name}: parameter {parameter} is no option; options stand after a *: "
+                f"{name}: parameter {parameter} is not an option; options stand after a *: "
                 f"{call}({first.name}, *, {parameter.name}=...)"
             )
         if not isinstance(parameter.default, Option):
-            came = "none" if parameter.default is parameter.empty else repr(parameter.default)
+            default = "none" if parameter.default is parameter.empty else repr(parameter.default)
             raise ValueError(
                 f"{name}: option {parameter.name!r} must have a default that is a bool, int, float or str, so that a "
-                f'config can set it, but its default is {came}. (Let 0 or "" stand for none.)'
+                f'config can set it, but its default is {default}. (Let 0 or "" stand for none.)'
             )
         options[parameter.name] = parameter.default
     return options

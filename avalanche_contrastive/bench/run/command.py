@@ -1,0 +1,130 @@
+"""The command `run`: check all rows first, do the runs that are missing, then show what there is."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from avalanche_contrastive._launch import launched
+from avalanche_contrastive.bench import results
+from avalanche_contrastive.bench.config import Row
+from avalanche_contrastive.bench.files import (
+    check_writable,
+    checkpoint_path,
+    remove_checkpoint,
+    result_path,
+    write_text,
+)
+from avalanche_contrastive.bench.report import plots, tables
+from avalanche_contrastive.bench.run import together
+from avalanche_contrastive.bench.run.build import check_rows
+from avalanche_contrastive.bench.run.execute import run_job
+from avalanche_contrastive.bench.run.pool import Job, run_jobs, train_along
+from avalanche_contrastive.bench.run.progress import Progress
+from avalanche_contrastive.bench.selection import OWN_SUITE, chosen_rows, pairs
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """The command, in one process or in all those that torchrun has started; 1 if a run failed."""
+    if launched() == 1:
+        return _lead(parsed)
+    together.check(parsed)
+    return together.run_together(parsed.device, partial(_lead, parsed), partial(train_along, run_job))
+
+
+def _lead(parsed: argparse.Namespace) -> int:
+    rows = chosen_rows(parsed)
+    device = "cuda" if parsed.gpus else parsed.device
+    _check_cluster(parsed)
+    check_rows(rows, parsed.seeds, parsed.root, device if parsed.on == "local" else "cpu")
+    out: Path = parsed.out or Path("out") / (rows[0].config.suite if parsed.data is None else _stem(parsed.data))
+    check_writable(out)
+    wanted = [(row, seed) for seed in parsed.seeds for row in rows]
+    missing = [(row, seed) for row, seed in wanted if parsed.again or not results.is_done(out, row, seed)]
+    _check_replaced(out, missing, parsed.again)
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {out} already", file=sys.stderr)
+    jobs = [
+        Job(
+            row.name,
+            row.config,
+            seed,
+            validation=row.on_validation,
+            device=device,
+            root=parsed.root,
+            key=row.shown(),
+            checkpoint=checkpoint_path(out.resolve(), row.name, seed),
+        )
+        for row, seed in missing
+    ]
+    if parsed.again:
+        for job in jobs:
+            remove_checkpoint(job.checkpoint)
+    failed = _do(parsed, jobs, out) if jobs else []
+    for job, text in failed:
+        print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
+    if any(results.is_done(out, row, seed) for row, seed in wanted):
+        _show(out)
+    return 1 if failed else 0
+
+
+def _stem(data: Path) -> str:
+    return data.expanduser().resolve().stem or OWN_SUITE
+
+
+def _check_replaced(out: Path, missing: Sequence[tuple[Row, int]], again: bool) -> None:
+    """Refuse to write over results of another setting."""
+    for row, seed in missing:
+        stored = None if again else results.stored_result(out, row, seed)
+        if stored is not None:
+            raise ValueError(
+                f"{result_path(out, row.name, seed)} is there, of another setting: "
+                f"{results.difference(stored, row, seed)}. Give another --out, or --again to replace it"
+            )
+
+
+def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path) -> list[tuple[Job, str]]:
+    """The runs, here or on the cluster; what went wrong."""
+    progress = Progress(len(jobs))
+    if parsed.on == "local":
+        at_once = parsed.jobs or (2 if launched() == 1 else 1)
+        return run_jobs(jobs, at_once, run_job, partial(_save, out, results.git_commit()), progress=progress)
+    from avalanche_contrastive.bench.run.cluster import SlurmOptions, submit_jobs  # submitit is an extra
+
+    options = SlurmOptions(
+        partition=parsed.partition,
+        time_min=parsed.time,
+        mem_gb=parsed.mem,
+        cpus=parsed.cpus,
+        gpus=parsed.gpus,
+        setup=parsed.setup,
+        extra=pairs(parsed.sbatch, "--sbatch"),
+        wait=not parsed.detach,
+    )
+    return submit_jobs(jobs, out, run_job, partial(_save, out, ""), progress=progress, options=options)
+
+
+def _save(out: Path, commit: str, job: Job, result: Mapping[str, Any]) -> None:
+    """Write a run's JSON; on a cluster the run does so itself, and the commit is what it finds when it ends."""
+    result = {**result, "fingerprint": results.fingerprint(job.config)}
+    results.save(out, job.name, job.key, commit or results.git_commit(), result)
+    remove_checkpoint(job.checkpoint)
+
+
+def _check_cluster(parsed: argparse.Namespace) -> None:
+    """Refuse what only a cluster understands, without one."""
+    given = [key for key in ("partition", "mem", "gpus", "sbatch", "setup", "detach") if getattr(parsed, key)]
+    if parsed.on == "local" and given:
+        raise ValueError(f"--{given[0]} is for --on slurm" + (": use --device cuda here" if given[0] == "gpus" else ""))
+
+
+def _show(out: Path) -> None:
+    """Print the tables, write them and the figures, and name the folder."""
+    grouped = results.load_results(out)
+    text = tables.all_tables(grouped)
+    print(f"\n{text}")
+    write_text(out / "table.md", text)
+    drawn = ", ".join(path.name for path in plots.plot_all(grouped, out))
+    print(f"JSON, table.md, {drawn} are in {out.resolve()}")
