@@ -4,10 +4,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 
+from avalanche_contrastive.bench import files
 from avalanche_contrastive.bench.config import Config
 from avalanche_contrastive.bench.report import stats
 
-VOID = {"meta", "img", "br", "link", "hr"}
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+HOSTILE = '<script>alert("x")</script> | $y$ & *z* </svg></style>'
 
 
 def made(row, seed, *, suite="mine", method="replay", memory=0, size=3, shift=0.0, table="main", **more):
@@ -51,6 +53,13 @@ def made(row, seed, *, suite="mine", method="replay", memory=0, size=3, shift=0.
     }
 
 
+def saved(folder, *found):
+    """Write results where `run` writes them."""
+    for result in found:
+        path = folder / result["config"]["suite"] / f"{result['row']}-seed{result['seed']}.json"
+        files.write_json(path, result)
+
+
 class Reader(HTMLParser):
     """What a browser would make of a page: open tags, attributes, the words outside of tags."""
 
@@ -70,8 +79,5 @@ class Reader(HTMLParser):
             self.problems.append(f"</{tag}> at line {self.getpos()[0]}")
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
-
-
-# ---- the HTML report

@@ -1,12 +1,16 @@
-"""The figures, made from result files alone; readable in grey and by the colour-blind."""
+"""The figures, made from result files alone; readable in grey and by the colour-blind.
+
+As PNG they are dark on white. As SVG, for the report, they take the colours of the page around them, light or dark."""
 
 import argparse
 import io
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 
@@ -18,27 +22,54 @@ from PIL import Image
 
 from avalanche_contrastive.bench.config import TABLES, Row
 from avalanche_contrastive.bench.files import write_bytes
-from avalanche_contrastive.bench.report.cells import OURS, by_memory, get, is_ours, memories, memory_of, peak_memory
+from avalanche_contrastive.bench.report.figures import (
+    GROUPS,
+    OURS,
+    by_memory,
+    get,
+    group_of,
+    memories,
+    memory_of,
+    peak_memory,
+)
 from avalanche_contrastive.bench.report.stats import mean_matrix, mean_std
-from avalanche_contrastive.bench.results import Grouped, load_all, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of, suite_of
 
-# Okabe and Ito's colours. The three methods have one each for themselves; the baselines share the others, so dashes and
-# markers tell those apart.
-OUR_COLOURS = dict(zip(OURS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
-COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#666666")
-DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+# On a light page, and on a dark one. Ours have the first three in every figure, baselines share the others. All stand
+# out from the page, and those of a kind from each other for the colour-blind too: tests measure both. In grey, dashes
+# and markers say everything a second time.
+COLOURS = (
+    ("#0a5ca8", "#4a90e8"),
+    ("#d75808", "#ff8a3d"),
+    ("#009e7f", "#4fe0c0"),
+    ("#b93aa8", "#dd5fbd"),
+    ("#7a5400", "#ecb134"),
+    ("#1f1a70", "#7f72f5"),
+    ("#8490a2", "#dfe2e5"),
+)
+TEXT, GREY = "#1b1f24", "#808080"  # on the page's own; between both pages
+DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 OUR_MARKERS = dict(zip(OURS, "osD", strict=True))
 MARKERS = "^vPX*<>hpd8"
-BANDED = 12  # up to so many baselines have a band; more would hide each other
+PER_PANEL = 6  # baselines that can be told apart in one panel
+ACROSS = 3  # panels of curves side by side
 DOTS = 140  # per inch
-TITLE = 32  # letters in a line above a matrix
+LETTERS = 26  # in a line of a legend or above a matrix
 NUMBERED = 12  # up to so many experiences a matrix has its numbers written in
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a label may hold a $
+    "svg.fonttype": "none",  # words stay words
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same bytes everywhere
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    **{f"{part}.color": TEXT for part in ("text", "xtick", "ytick")},
+    **{f"axes.{part}color": TEXT for part in ("edge", "label")},
+    "grid.color": GREY,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.5,
 }
+SVG = "http://www.w3.org/2000/svg"
 
 
 @dataclass(frozen=True)
@@ -49,7 +80,15 @@ class Look:
     dash: Any
     marker: str
     width: float
-    band: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that stand together: the rows themselves, and ours to compare them with."""
+
+    title: str
+    rows: Sequence[Row]
+    beside: Sequence[Row] = ()
 
 
 def plot_all(grouped: Grouped, folder: Path) -> list[Path]:
@@ -69,16 +108,56 @@ def plot_all(grouped: Grouped, folder: Path) -> list[Path]:
 def rendered(draw: Callable[[Grouped], Any], grouped: Grouped) -> bytes:
     """A figure as PNG, the same bytes for the same results.
 
-    128 colours are all that such a figure needs, at a fifth of the size.
+    256 colours are all that such a figure needs, at a fraction of the size.
     """
-    with plt.rc_context(STYLE):
-        figure = draw(grouped)
-        drawn, file = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=DOTS)
-        plt.close(figure)
-    image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    image.save(file, format="png", optimize=True)
+    image = Image.open(_saved(draw, grouped, "png", dpi=DOTS)).convert("RGB")
+    file = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
     return file.getvalue()
+
+
+def drawing(draw: Callable[[Grouped], Any], grouped: Grouped, name: str, title: str) -> str:
+    """A figure as an SVG element to stand inside a page, the same for the same results.
+
+    Args:
+        draw: one of FIGURES.
+        grouped: results of a suite.
+        name: starts the ids inside, so that two drawings of a page share none.
+        title: for those who do not see it.
+    """
+    tree = ElementTree.parse(_saved(draw, grouped, "svg", transparent=True, metadata={"Date": None})).getroot()
+    for parent in tree.iter():
+        for child in [c for c in parent if c.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style")]:
+            parent.remove(child)
+    variables = {light: f"var(--plot-{index},{light})" for index, (light, _) in enumerate(COLOURS)}
+    for element in tree.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key == "style":
+                value = re.sub("|".join(variables), lambda found: variables[found[0]], value)
+                element.set(key, value.replace(TEXT, "currentColor"))
+            if "#" in value and (key.endswith("href") or "url(#" in value):
+                element.set(key, re.sub(r"(^|url\()#", rf"\1#{name}-", element.attrib[key]))
+    tree.attrib.update({"role": "img", "aria-label": title})
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    return ElementTree.tostring(tree, encoding="unicode")
+
+
+def _saved(draw: Callable[[Grouped], Any], grouped: Grouped, kind: str, **more: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    with plt.rc_context({**STYLE, "svg.hashsalt": "the same ids each time"}):
+        figure = draw(grouped)
+        figure.savefig(file, format=kind, **more)
+        plt.close(figure)
+    file.seek(0)
+    return file
+
+
+def words(label: str) -> str:
+    """A label in lines of some letters, without signs that no font has."""
+    return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(label.split())), LETTERS)
 
 
 def shown_rows(grouped: Grouped) -> list[Row]:
@@ -86,25 +165,55 @@ def shown_rows(grouped: Grouped) -> list[Row]:
     return by_memory(next(filter(None, (rows_of(grouped, table) for table in TABLES)), []), grouped)
 
 
-def looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """By label, so that a method looks the same with every memory; ours first."""
-    found: dict[str, Look] = {}
-    methods: list[str] = []
-    for row in sorted(filter(is_ours, rows), key=lambda row: OURS.index(row.config.method)):
-        if row.label not in found:  # a second row of a method differs in its dashes
-            method = row.config.method
-            dash = ("-", *DASHES)[methods.count(method) % (len(DASHES) + 1)]
-            found[row.label] = Look(OUR_COLOURS[method], dash, OUR_MARKERS[method], 2.8, 0.18)
-            methods.append(method)
-    others = [label for label in dict.fromkeys(row.label for row in rows) if label not in found]
-    for index, label in enumerate(others):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-        band = 0.08 if len(others) <= BANDED else 0.0
-        found[label] = Look(colour, dash, MARKERS[index % len(MARKERS)], 1.2, band)
-    return found
+def _titled(row: Row, rows: Sequence[Row], grouped: Grouped) -> str:
+    """The label, with the memory where the rows have several sizes."""
+    size = memory_of(row, grouped)
+    return f"{row.label}, memory {size}" if size and len(memories(rows, grouped)) > 1 else row.label
 
 
 # ---- curves
+
+
+def looks(rows: Sequence[Row]) -> dict[str, Look]:
+    """By label, so that a method looks the same with every memory."""
+    found: dict[str, Look] = {}
+    used: list[str] = []  # methods of ours, and groups of the baselines
+    light = [pair[0] for pair in COLOURS]
+    for row in rows:
+        method, group = row.config.method, group_of(row)
+        if row.label in found:
+            continue
+        if group == "ours":  # a second row of a method differs in its dashes
+            dash = ("-", *DASHES)[used.count(method) % (len(DASHES) + 1)]
+            found[row.label] = Look(light[OURS.index(method)], dash, OUR_MARKERS[method], 2.4)
+            used.append(method)
+        else:
+            place, colours = used.count(group), light[len(OURS) :]
+            dash = DASHES[(place + place // len(colours)) % len(DASHES)]
+            found[row.label] = Look(colours[place % len(colours)], dash, MARKERS[place % len(MARKERS)], 1.5)
+            used.append(group)
+    return found
+
+
+def panels(rows: Sequence[Row], grouped: Grouped) -> list[Panel]:
+    """Group by group; ours and replay for each size of memory, and a large group in parts.
+
+    Rows of ours without a memory stand with every size.
+    """
+    sizes = memories(rows, grouped) or [0]
+    found = []
+    for group in GROUPS:
+        for size in sizes if group in ("ours", "replay") else sizes[:1]:
+            fitting = [row for row in rows if memory_of(row, grouped) in (0, size)]
+            members = [row for row in fitting if group_of(row) == group]
+            beside = [row for row in fitting if group_of(row) == "ours" and group != "ours"]
+            which = f", memory {size}" if len(sizes) > 1 and any(memory_of(row, grouped) for row in members) else ""
+            count = -(-len(members) // PER_PANEL)
+            for part in range(count):
+                start, end = (len(members) * edge // count for edge in (part, part + 1))
+                of = f" ({part + 1} of {count})" if count > 1 else ""
+                found.append(Panel(f"{group}{which}{of}", members[start:end], beside))
+    return found
 
 
 def accuracy_curves(grouped: Grouped) -> Any:
@@ -118,63 +227,66 @@ def recall_curves(grouped: Grouped) -> Any:
 
 
 def _curves(grouped: Grouped, key: str, label: str) -> Any:
-    """For each size of memory two panels, the whole range and the upper part; rows without a memory are in all."""
     rows = [row for row in shown_rows(grouped) if all(result.get(key) for result in grouped[row.name])]
     values = {row.name: 100 * np.array([result[key] for result in grouped[row.name]]) for row in rows}
     look = looks(rows)
-    sizes = memories(rows, grouped) or [0]
-    across = (1, 2) if len(sizes) == 1 else (2, len(sizes))  # the two panels side by side, or one above the other
-    columns = 1 if len(look) <= 22 else 2
-    size = (5 * across[1] + 2.2 * columns, 4.9 if across[0] == 1 else 7.6)
-    figure, grid = plt.subplots(*across, figsize=size, layout="constrained", squeeze=False)
-    pairs = [grid[0]] if len(sizes) == 1 else [*grid.T]
-    for memory, (whole, upper) in zip(sizes, pairs, strict=True):
-        shown = [row for row in rows if memory_of(row, grouped) in (0, memory)]
-        for axes in (whole, upper):
-            for row in shown:
-                curve(axes, row.label, look[row.label], values[row.name])
-            axes.grid(alpha=0.25)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        means = [values[row.name].mean(axis=0) for row in shown]
-        low = min((mean.min() for mean in means if mean[-1] > 50), default=0)
-        which = f"memory {memory}, " if len(sizes) > 1 else ""
-        whole.set(ylim=(0, 101), title=f"{which}whole range")
-        upper.set(ylim=(max(0, low - 2), 100.5), title=f"{which}upper part")
+    shown = panels(rows, grouped)
+    figure, grid = _grid(len(shown), ACROSS, (4.4, 4.2))
+    for axes, panel in zip(grid.flat, shown, strict=False):
+        for row in panel.beside:
+            curve(axes, "", look[row.label], values[row.name], focal=False)
+        for row in panel.rows:
+            curve(axes, words(row.label), look[row.label], values[row.name], focal=True)
+        lowest = min(values[row.name].mean(axis=0).min() for row in panel.rows)
+        axes.set(ylim=(max(0, 10 * ((lowest - 3) // 10)), 101), title=panel.title)
+        axes.grid()
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(steps=(1, 2, 5, 10), nbins=6)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.1),
+            ncols=2,
+            fontsize="small",
+            frameon=False,
+            handlelength=3,
+            columnspacing=1,
+        )
     figure.supxlabel("experience trained", fontsize="medium")
     figure.supylabel(label, fontsize="medium")
-    bands = "bands" if all(look[row.label].band for row in rows) else "bands for ours"
     seeds = max((len(curves) for curves in values.values()), default=0)
-    spread = f"mean over seeds, {bands} ± one standard deviation" if seeds > 1 else "one seed"
-    figure.suptitle(f"{suite_of(grouped)}: {spread}", fontsize="large")
-    lines = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    named = [name for name in look if name in lines]
-    figure.legend(
-        [lines[name] for name in named],
-        named,
-        loc="outside right center",
-        ncols=columns,
-        handlelength=3.5,
-        fontsize="small",
-        frameon=False,
-    )
+    spread = "mean over seeds, bands ± one standard deviation" if seeds > 1 else "one seed"
+    thin = "; thin lines: ours, as in the first panel" if any(panel.beside for panel in shown) else ""
+    figure.suptitle(words(suite_of(grouped)) + f": {spread}{thin}", fontsize="medium")
     return figure
 
 
-def curve(axes: Any, label: str, look: Look, values: Any) -> Any:
+def curve(axes: Any, label: str, look: Look, values: Any, *, focal: bool) -> Any:
     """Draw one row: `values` in percent, seeds by steps; a row of a single step is a level line."""
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0 * values[0]
+    style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width if focal else 0.8}
     if len(mean) == 1:  # joint training has no steps
-        axes.axhline(mean[0], color="0.35", linestyle=(0, (1, 1)), linewidth=1.5, label=label)
-        axes.axhspan(mean[0] - std[0], mean[0] + std[0], color="0.4", alpha=0.1, linewidth=0)
+        axes.axhline(mean[0], label=label, **style)
+        axes.axhspan(mean[0] - std[0], mean[0] + std[0], color=look.colour, alpha=0.12, linewidth=0)
         return axes
     steps = np.arange(1, len(mean) + 1)
-    style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker, "linewidth": look.width}
-    front = 3 if look.width > 2 else 2
     every = max(1, len(mean) // 10)
-    axes.plot(steps, mean, label=label, markersize=5, markevery=every, zorder=front, **style)
-    if look.band:
-        axes.fill_between(steps, mean - std, mean + std, color=look.colour, alpha=look.band, linewidth=0)
+    size = 5.5 if focal else 3
+    axes.plot(steps, mean, label=label or "_beside", marker=look.marker, markersize=size, markevery=every, **style)
+    if focal:
+        axes.fill_between(steps, mean - std, mean + std, color=look.colour, alpha=0.12, linewidth=0)
     return axes
+
+
+def _grid(panels: int, across: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure with at least one place; those that are not needed are blank."""
+    columns = min(across, max(1, panels))
+    lines = -(-max(1, panels) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(size[0] * columns, size[1] * lines + 0.5), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[panels:]:
+        axes.axis("off")
+    return figure, grid
 
 
 # ---- matrices
@@ -184,38 +296,47 @@ def accuracy_matrices(grouped: Grouped) -> Any:
     """A small heat map per row: mean accuracy on experience j after training on experience i."""
     rows = shown_rows(grouped)
     rows = [row for row in rows if len(grouped[row.name][0]["accuracy_matrix"]) > 1] or rows
-    several = len(memories(rows, grouped)) > 1
-    columns = min(5, len(rows))
-    lines = -(-len(rows) // columns)
-    size = (2.3 * columns + 1, 2.45 * lines + 0.5)
-    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, grid = _grid(len(rows), 5, (2.5, 2.65))
     image: Any = None
-    for place, axes in enumerate(grid.flat):
-        if place >= len(rows):
-            axes.axis("off")
-            continue
-        row = rows[place]
-        size_of = memory_of(row, grouped)
-        label = textwrap.fill(row.label, TITLE)
-        title = f"{label}\nmemory {size_of}" if several and size_of else label
-        image = heat_map(axes, title, 100 * np.array(mean_matrix([r["accuracy_matrix"] for r in grouped[row.name]])))
-    figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 1.6 / lines), aspect=25)
+    for axes, row in zip(grid.flat, rows, strict=False):
+        results = grouped[row.name]
+        matrix = 100 * np.array(mean_matrix([result["accuracy_matrix"] for result in results]))
+        if results[0]["config"]["scenario"] != "domain" and len(matrix) > 1:  # classes not trained yet: nothing to show
+            matrix[np.triu_indices(len(matrix), 1, matrix.shape[1])] = np.nan
+        image = heat_map(axes, words(_titled(row, rows, grouped)), matrix, names=class_names(results))
+    if image is not None:
+        figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 2 / len(grid)), aspect=25)
     figure.supxlabel("evaluated on experience", fontsize="medium")
     figure.supylabel("after training on experience", fontsize="medium")
     return figure
 
 
-def heat_map(axes: Any, title: str, matrix: Any) -> Any:
-    """Draw a matrix in percent; returns the image."""
-    image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
+def class_names(results: Sequence[Result]) -> list[str]:
+    """Of each experience, where the results have them and all seeds the same; else its number."""
+    found = [(result.get("class_names"), result.get("experience_classes")) for result in results]
+    names, classes = found[0]
+    if not names or not classes or any(pair != found[0] for pair in found):
+        return [str(place + 1) for place in range(len(results[0]["test_images"]))]
+    return [", ".join(str(names[number]) for number in experience) for experience in classes]
+
+
+def heat_map(axes: Any, title: str, matrix: Any, *, names: Sequence[str]) -> Any:
+    """Draw a matrix in percent, nan in grey; returns the image."""
+    image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=100, interpolation="none")
+    axes.set_facecolor((*matplotlib.colors.to_rgb(GREY), 0.2))
     if matrix.shape[1] <= NUMBERED:
         small = 7 if matrix.shape[1] <= 6 else 5
         for (i, j), value in np.ndenumerate(matrix):
-            shade = "black" if value > 50 else "white"
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=small, color=shade)
+            if np.isfinite(value):
+                shade = "black" if value > 50 else "white"
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=small, color=shade)
     for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
         places = [*range(count)] if count <= NUMBERED else [0, *range(4, count, 5)]
-        axis.set_ticks(places, [str(place + 1) for place in places], fontsize="small")
+        axis.set_ticks(
+            places, [textwrap.shorten(names[place], 20, placeholder="…") for place in places], fontsize="small"
+        )
+    if max(map(len, names)) > 3:
+        axes.tick_params(axis="x", rotation=90)
     axes.set_title(title, fontsize="small")
     axes.spines[:].set_visible(False)
     return image
@@ -225,21 +346,17 @@ def heat_map(axes: Any, title: str, matrix: Any) -> Any:
 
 
 def cost(grouped: Grouped) -> Any:
-    """Bars: seconds of training and of the rest, and peak memory where it was measured."""
+    """Bars: seconds of training and of the rest, and peak memory where it was measured on a GPU."""
     rows = shown_rows(grouped)
-    several = len(memories(rows, grouped)) > 1
-    labels = [
-        f"{row.label}, {memory_of(row, grouped)}" if several and memory_of(row, grouped) else row.label for row in rows
-    ]
     measured = [mean_std([peak_memory(result) for result in grouped[row.name]]) for row in rows]
     panels = 2 if any(measured) else 1
     figure, grid = plt.subplots(
-        1, panels, figsize=(4.6 * panels + 2, 0.27 * len(rows) + 1.2), sharey=True, squeeze=False, layout="constrained"
+        1, panels, figsize=(4.6 * panels + 4, 0.3 * len(rows) + 1.2), sharey=True, squeeze=False, layout="constrained"
     )
     _seconds(grid[0, 0], rows, grouped)
     if any(measured):
         bars(grid[0, 1], rows, [found[0] if found else 0.0 for found in measured], "peak memory (MiB)")
-    grid[0, 0].set_yticks(range(len(rows)), labels)
+    grid[0, 0].set_yticks(range(len(rows)), [words(_titled(row, rows, grouped)) for row in rows])
     grid[0, 0].invert_yaxis()
     return figure
 
@@ -253,16 +370,16 @@ def _seconds(axes: Any, rows: Sequence[Row], grouped: Grouped) -> None:
     spread = [found[1] if found else 0.0 for found in means[1]]
     bars(axes, rows, training, "seconds per run: training, the rest hatched")
     rest = [max(0.0, whole - part) for whole, part in zip(total, training, strict=True)]
-    axes.barh(range(len(rows)), rest, left=training, color="white", edgecolor="0.4", hatch="////", linewidth=0.5)
-    axes.errorbar(total, range(len(rows)), xerr=spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+    axes.barh(range(len(rows)), rest, left=training, color="none", edgecolor=GREY, hatch="////", linewidth=0.5)
+    axes.errorbar(total, range(len(rows)), xerr=spread, fmt="none", color=TEXT, elinewidth=0.8, capsize=2)
 
 
 def bars(axes: Any, rows: Sequence[Row], values: Sequence[float], label: str) -> Any:
     """Level bars, ours in their colours and baselines in grey."""
-    colours = [OUR_COLOURS.get(row.config.method, "#BBBBBB") for row in rows]
-    axes.barh(range(len(rows)), values, color=colours, edgecolor="0.4", linewidth=0.5)
+    ours = {method: light for method, (light, _) in zip(OURS, COLOURS, strict=False)}
+    axes.barh(range(len(rows)), values, color=[ours.get(row.config.method, GREY) for row in rows], linewidth=0)
     axes.set_xlabel(label)
-    axes.grid(axis="x", alpha=0.25)
+    axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     return axes

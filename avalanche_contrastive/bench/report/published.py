@@ -3,14 +3,14 @@
 The numbers are in published.toml, each with its source; ours are read from results and never written down here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from avalanche_contrastive.bench.config import load_row, nearest, read_toml, row_files, same_config, suites
 from avalanche_contrastive.bench.files import Grouped, Result
+from avalanche_contrastive.bench.report.figures import Figure, get, recall_within
 from avalanche_contrastive.bench.report.stats import mean_std
 
 PUBLISHED = Path(__file__).parent / "published.toml"
@@ -21,18 +21,12 @@ CHANGED = f"{NO}: run with other values than those of its config file"
 REPRODUCED, DEVIATING, NOT_REPRODUCED = "reproduced", "reproduced with deviations", "not reproduced"
 
 
-def _recall_within(result: Result) -> float | None:
-    """Recall@1 within each experience's own test images after the last step, mean over experiences."""
-    matrix = result.get("recall_matrix")
-    return fmean(matrix[-1]) if matrix else None
-
-
 # What a published number may be compared with, each a figure of one result.
-FIGURES: Mapping[str, Callable[[Result], float | None]] = {
-    "final accuracy": lambda result: result.get("final_accuracy"),
-    "final accuracy, task known": lambda result: result.get("final_task_accuracy"),
-    "average accuracy": lambda result: result.get("average_accuracy"),
-    "Recall@1 within experiences": _recall_within,
+FIGURES: Mapping[str, Figure] = {
+    "final accuracy": get("final_accuracy"),
+    "final accuracy, task known": get("final_task_accuracy"),
+    "average accuracy": get("average_accuracy"),
+    "Recall@1 within experiences": recall_within,
 }
 
 

@@ -2,25 +2,20 @@
 
 import argparse
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.bench.config import TABLES, Row, nearest
 from avalanche_contrastive.bench.files import write_text
 from avalanche_contrastive.bench.report.cells import (
-    ACCURACY,
-    COST,
     NONE,
     SUPERSCRIPTS,
-    Cell,
+    Code,
     Table,
-    by_memory,
-    is_ours,
+    defined,
     listed,
-    own_streams,
-    plain,
+    markdown,
     worded,
 )
 from avalanche_contrastive.bench.report.comparisons import (
@@ -30,27 +25,21 @@ from avalanche_contrastive.bench.report.comparisons import (
     published_notes,
     published_tables,
 )
-from avalanche_contrastive.bench.report.stats import COVERAGE
+from avalanche_contrastive.bench.report.figures import (
+    ACCURACY,
+    COST,
+    Column,
+    best_cells,
+    by_memory,
+    is_ours,
+    own_streams,
+)
 from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of, suite_of
 
-DEFINITIONS = {
-    "memory": "stored images.",
-    "final accuracy": "on all {images} images after the last experience.",
-    "95 % interval": "of the mean final accuracy, percentile bootstrap over seeds.{worth}",
-    "average accuracy": "mean over experiences of the accuracy on the {images} images of all experiences so far.",
-    "newest": "mean over the experiences after the first of the accuracy on the experience just learned.",
-    "forgetting": "mean over the earlier experiences of the best accuracy before the last experience minus the "
-    "accuracy after it (Chaudhry et al. 2018).",
-    "backward transfer": "mean over the earlier experiences of the accuracy after the last experience minus the "
-    "accuracy when it was just learned (Lopez-Paz and Ranzato 2017).",
-    "Recall@1": "of the features, leave one out, on all {images} images after the last experience (domain-incremental: "
-    "within each experience's images, mean); ties count as their average: collapsed features score like chance.",
-    "task known": "final accuracy when only the classes of the image's own experience can be answered.",
-    "seconds": "a whole run, evaluation and read-out included; runs may have shared a machine.",
-    "of it training": "without evaluation.",
-    "training per experience": "seconds, mean over experiences.",
-    "peak memory": "MiB, highest of all experiences{peak}.",
-}
+BEST = (
+    "Bold: the best mean of a column among the rows of one memory and those without one, and means within its 95 % "
+    "interval; joint and cumulative training do not compete."
+)
 SETTINGS_NOTE = (
     "Where a row has been tuned (`python -m benchmarks tune`, on validation images), all its candidates and their "
     "scores are in `benchmarks/tuning/{suite}/`; of a config file elsewhere, in the `.tuning.json` beside it."
@@ -77,8 +66,7 @@ def main_table(grouped: Grouped, *, define: bool = True) -> Table:
 
 def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
     """Time and memory of the main rows."""
-    table = figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, COST, define=define)
-    return replace(table, notes=())  # the main table has them
+    return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, COST, define=define)
 
 
 def other_table(grouped: Grouped, *, define: bool = True) -> Table:
@@ -110,62 +98,46 @@ def all_tables(grouped: Grouped) -> str:
     return "\n".join(str(table) for table in (main, *others) if table)
 
 
-def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Cell], *, define: bool) -> Table:
+def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Column], *, define: bool) -> Table:
     """Figures of rows; columns in which no row has anything are left out."""
-    cells = {name: [cell(grouped[row.name]) for row in rows] for name, cell in columns.items()}
+    cells = {name: [column.cell(grouped[row.name]) for row in rows] for name, column in columns.items()}
     cells = {name: column for name, column in cells.items() if name == "memory" or set(column) != {NONE}}
-    marks = _marks(rows)
-    labels = [plain(row.label) + (marks.get(row.note, "") if columns is ACCURACY else "") for row in rows]
+    notes = dict.fromkeys(row.note for row in rows if row.note and columns is ACCURACY)
+    marks = {note: str(number).translate(SUPERSCRIPTS) for number, note in enumerate(notes, 1)}
+    labels = [row.label + marks.get(row.note, "") for row in rows]
+    best = best_cells(rows, grouped, [columns[name] for name in cells])
     return Table(
         ("method", *cells),
         tuple(zip(labels, *cells.values(), strict=True)),
         "l" + "r" * len(cells),
-        caption(rows, grouped, cells, define=define) if rows else "",
+        caption(rows, grouped, accuracies=columns is ACCURACY) + (f" {BEST}" if best and define else "")
+        if rows
+        else "",
         tuple(f"{mark} {note}" for note, mark in marks.items()),
         frozenset(index for index, row in enumerate(rows) if is_ours(row) and row.table == "main"),
+        frozenset((i, j + 1) for i, j in best),
+        definitions(cells) if define and rows else (),
     )
 
 
-def _marks(rows: Sequence[Row]) -> dict[str, str]:
-    """Footnote mark of each note, in order of appearance."""
-    notes = dict.fromkeys(row.note for row in rows if row.note)
-    return {note: str(number).translate(SUPERSCRIPTS) for number, note in enumerate(notes, 1)}
-
-
-def caption(rows: Sequence[Row], grouped: Grouped, columns: Collection[str], *, define: bool) -> str:
-    """What the numbers are: spread, seeds, images, and with `define` the meaning of the columns."""
+def caption(rows: Sequence[Row], grouped: Grouped, *, accuracies: bool) -> str:
+    """What the numbers are: spread, seeds, images."""
     results = [result for row in rows for result in grouped[row.name]]
     seeds = sorted({int(result["seed"]) for result in results})
     orders = own_streams([grouped[row.name] for row in rows])
     images = " and ".join(sorted({result["evaluated_on"] for result in results}))
     spread = f"Mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
     lines = [f"{spread} ({listed(seeds)}){orders}."]
-    lines += [f"Accuracies and Recall@1 in percent, on {images} images."] if "final accuracy" in columns else []
-    partial = [f"{plain(row.label)} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
+    lines += [f"Accuracies and Recall@1 in percent, on {images} images."] if accuracies else []
+    partial = [f"{row.label} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
     lines += [f"Fewer seeds: {listed(partial)}."] if partial else []
-    if define:
-        lines += definitions(columns, results, {len(grouped[row.name]) for row in rows}, images)
     return " ".join(lines)
 
 
-def definitions(
-    columns: Iterable[str], results: Sequence[Result], seeds: Iterable[int], images: str = "test"
-) -> list[str]:
-    """A sentence for each column that needs one; `seeds` are the numbers of them that the rows have."""
-    kinds = sorted({result["peak_memory_of"] for result in results if "peak_memory_of" in result})
-    peak = f" ({'; or '.join(kinds)})" if kinds else ""
-    known = {"images": images, "worth": worth(seeds), "peak": peak}
-    named = [name for name in columns if name in DEFINITIONS]
-    return [f"*{name[0].upper()}{name[1:]}*: {DEFINITIONS[name].format(**known)}" for name in named]
-
-
-def worth(seeds: Iterable[int]) -> str:
-    """What bootstrap intervals over so few seeds are worth; starts with a space, empty if there is none."""
-    few = sorted({max(n for n in COVERAGE if n <= number) for number in seeds if number > 1})
-    if not few:
-        return ""
-    shares = " and ".join(f"{100 * COVERAGE[n]:.0f} % with {n} seeds" for n in few)
-    return f" Few seeds make it too narrow: of normal values it holds the mean not in 95 % of cases but in {shares}."
+def definitions(columns: Iterable[str] = (*ACCURACY, *COST)) -> tuple[tuple[str, str], ...]:
+    """What each column means."""
+    known = {**ACCURACY, **COST}
+    return tuple((name, known[name].meaning) for name in dict.fromkeys(columns))
 
 
 def settings_tables(grouped: Grouped) -> list[Table]:
@@ -175,14 +147,14 @@ def settings_tables(grouped: Grouped) -> list[Table]:
     """
     rows = [row for kind in TABLES for row in rows_of(grouped, kind)]
     followers = [row for row in rows if row.base in grouped]
-    own = [row for row in rows if row not in followers]
+    own = [row for row in rows if row not in followers] or rows  # in files of strangers all may follow
     configs = {row.name: dict(grouped[row.name][0]["config"]) for row in rows}
     fields = [key for key in configs[own[0].name] if key not in ("options", "suite", "method")]
     differing = [key for key in fields if len({str(configs[row.name].get(key)) for row in own}) > 1]
     shared = {key: configs[own[0].name][key] for key in fields if key not in differing}
     lines = [
         (
-            f"`{row.name}`",
+            Code(row.name),
             *(worded(configs[row.name].get(key) or NONE) for key in differing),
             _assigned(configs[row.name]["options"]) or NONE,
             str(grouped[row.name][0]["readout"]),
@@ -193,7 +165,7 @@ def settings_tables(grouped: Grouped) -> list[Table]:
     text = f"In all these rows: {_assigned(used)}. Fields that are not named are off or at the stream's own default."
     first = Table(("row", *differing, "options", "read-out"), tuple(lines), "l" * (len(differing) + 3), text)
     changed = [
-        (f"`{row.name}`", f"`{row.base}`", _changed(grouped[row.name][0], grouped[row.base][0])) for row in followers
+        (Code(row.name), Code(row.base), _changed(grouped[row.name][0], grouped[row.base][0])) for row in followers
     ]
     return [table for table in (first, Table(("row", "as", "but"), tuple(changed), "lll")) if table]
 
@@ -222,9 +194,6 @@ def results_page(everything: Everything, figures: str = "results") -> str:
         everything: results by suite.
         figures: folder of the suites' folders with their figures, seen from the page.
     """
-    rows = [row for grouped in everything.values() for row in grouped.values()]
-    results = [result for row in rows for result in row]
-    meaning = definitions({**ACCURACY, **COST}, results, map(len, rows))
     published = published_tables(everything)
     parts = [
         "# Results",
@@ -232,24 +201,25 @@ def results_page(everything: Everything, figures: str = "results") -> str:
         f"Suites: {listed([f'[{suite}](#{suite})' for suite in everything])}."
         + (" At the end: [published numbers beside ours](#published-numbers-beside-ours)." if published else ""),
         "## What the columns are",
-        "\n".join(f"- {sentence}" for sentence in meaning),
+        "\n".join(f"- {defined(each)}" for each in definitions()),
+        BEST,
     ]
     if overview := overview_table(everything):
         parts += ["## All suites", str(overview)]
     for suite, grouped in everything.items():
         parts += _suite_parts(suite, grouped, f"{figures}/{suite}")
     if published:
-        parts += ["## Published numbers beside ours", published_notes([*published.values()])]
+        parts += ["## Published numbers beside ours", markdown(published_notes([*published.values()]))]
     for paper, table in published.items():
         parts += [f"### {paper}", str(table)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _suite_parts(suite: str, grouped: Grouped, figures: str) -> list[str]:
-    parts = [f"## {suite}", *provenance(grouped), str(main_table(grouped, define=False))]
+    parts = [f"## {suite}", *map(markdown, provenance(grouped)), str(main_table(grouped, define=False))]
     parts += [f"![{about}]({figures}/{name}.png)" for name, about in FIGURE_TITLES.items()]
     for heading, about, table in suite_tables(grouped):
-        parts += [f"### {suite}: {heading}", about, str(table)]
+        parts += [f"### {suite}: {heading}", markdown(about), str(table)]
     return parts
 
 

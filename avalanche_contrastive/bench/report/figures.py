@@ -1,0 +1,290 @@
+"""The figures of a result, the columns that show them, and which rows belong together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, TypeVar
+
+from avalanche_contrastive.bench.config import Row
+from avalanche_contrastive.bench.report.cells import NONE, percent
+from avalanche_contrastive.bench.report.stats import (
+    Matrix,
+    backward_transfer,
+    check_pairing,
+    is_finite,
+    mean_interval,
+    mean_std,
+    seen_accuracy,
+)
+from avalanche_contrastive.bench.results import Grouped, Result
+
+Figure = Callable[[Result], float | None]
+Cell = Callable[[Sequence[Result]], str]
+Key = TypeVar("Key")
+
+OURS = ("co2l", "ssil", "csd")
+UPPER = ("joint", "cumulative")  # trained on all data at once: they bound the others, and never count as the best
+BOUNDS = ("naive", "from_scratch", *UPPER)
+GROUPS = ("ours", "replay", "regularisation and others", "bounds")
+OF_PROCESS = "resident memory"  # starts `peak_memory_of` on a CPU
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures.
+
+    Args:
+        cell: what several seeds of one row come to.
+        meaning: a sentence without its subject.
+        figure: of one result, where the best of the column can be told.
+        better: 1 where higher is better, -1 where lower is.
+    """
+
+    cell: Cell
+    meaning: str
+    figure: Figure | None = None
+    better: int = 0
+
+
+# ---- figures of a result, None where it has none
+
+
+def get(key: str) -> Figure:
+    """The figure stored under that key."""
+    return lambda result: result.get(key)
+
+
+def recall(result: Result) -> float | None:
+    """Recall@1 after the last experience."""
+    values = result.get("recall_at_1")
+    return values[-1] if values else None
+
+
+def recall_within(result: Result) -> float | None:
+    """Recall@1 within each experience's own test images after the last experience, mean over experiences."""
+    matrix = _matrix(result, "recall_matrix")
+    return fmean(matrix[-1]) if matrix else None
+
+
+def backward(result: Result) -> float | None:
+    """Backward transfer; older results hold only the matrix that it follows from."""
+    return backward_transfer(_matrix(result, "accuracy_matrix") or [])
+
+
+def task_known(result: Result) -> float | None:
+    """Final accuracy with the task known."""
+    matrix = _matrix(result, "task_accuracy_matrix")
+    return seen_accuracy(matrix, result["test_images"])[-1] if matrix else None
+
+
+def training_per_experience(result: Result) -> float | None:
+    """Seconds of training, mean over experiences."""
+    seconds = result.get("seconds_per_experience")
+    return fmean(seconds["training"]) if seconds and seconds.get("training") else None
+
+
+def peak_memory(result: Result) -> float | None:
+    """MiB on a GPU, highest of all experiences; None on a CPU, where Python and its libraries are most of it."""
+    peaks = result.get("peak_memory_mib")
+    return max(peaks) if peaks and not str(result.get("peak_memory_of")).startswith(OF_PROCESS) else None
+
+
+def _matrix(result: Result, key: str) -> Matrix | None:
+    return result.get(key)
+
+
+# ---- cells and columns
+
+
+def spread_of(figure: Figure, scale: float = 100.0, digits: int = 1) -> Cell:
+    """Mean ± standard deviation."""
+
+    def cell(results: Sequence[Result]) -> str:
+        found = mean_std([figure(result) for result in results])
+        if found is None:
+            return NONE
+        mean, std = (f"{scale * value:.{digits}f}" for value in found)
+        return f"{mean} ± {std}" if len(results) > 1 else mean
+
+    return cell
+
+
+def interval_of(figure: Figure) -> Cell:
+    """95 % interval of a mean that cannot leave [0, 1]."""
+
+    def cell(results: Sequence[Result]) -> str:
+        values = [value for value in map(figure, results) if value is not None and is_finite(value)]
+        if len(values) < len(results) or len(values) < 2:
+            return NONE
+        low, high = mean_interval(values)
+        return percent((max(low, 0.0), min(high, 1.0)))
+
+    return cell
+
+
+def memory(results: Sequence[Result]) -> str:
+    """Stored images."""
+    return str(results[0]["config"]["memory"] or NONE)
+
+
+def _share(figure: Figure, meaning: str, better: int = 1) -> Column:
+    return Column(spread_of(figure), meaning, figure, better)
+
+
+MEMORY = Column(memory, "stored images.")
+ACCURACY: Mapping[str, Column] = {
+    "memory": MEMORY,
+    "final accuracy": _share(get("final_accuracy"), "on all images after the last experience."),
+    "95 % interval": Column(
+        interval_of(get("final_accuracy")),
+        "of the mean final accuracy over seeds, by Student's t, cut at 0 and 100: it takes the seeds for a sample of "
+        "normal values, and is wide where they are few.",
+    ),
+    "average accuracy": _share(
+        get("average_accuracy"),
+        "mean over experiences of the accuracy on the images of all experiences so far.",
+    ),
+    "newest": _share(
+        get("learning_accuracy"),
+        "mean over the experiences after the first of the accuracy on the experience just learned.",
+    ),
+    "forgetting": _share(
+        get("forgetting"),
+        "mean over the earlier experiences of the best accuracy before the last experience minus the accuracy after it "
+        "(Chaudhry et al. 2018).",
+        -1,
+    ),
+    "backward transfer": _share(
+        backward,
+        "mean over the earlier experiences of the accuracy after the last experience minus the accuracy when it was "
+        "just learned (Lopez-Paz and Ranzato 2017).",
+    ),
+    "Recall@1": _share(
+        recall,
+        "of the features, leave one out, on all images after the last experience (domain-incremental: within "
+        "each experience's images, mean); ties count as their average: collapsed features score like chance.",
+    ),
+    "task known": _share(
+        task_known, "final accuracy when only the classes of the image's own experience can be answered."
+    ),
+}
+COST: Mapping[str, Column] = {
+    "memory": MEMORY,
+    "seconds": Column(
+        spread_of(get("seconds_total"), 1.0),
+        "a whole run, evaluation and read-out included; runs may have shared a machine.",
+    ),
+    "of it training": Column(spread_of(get("seconds_training"), 1.0), "without evaluation."),
+    "training per experience": Column(spread_of(training_per_experience, 1.0, 2), "seconds, mean over experiences."),
+    "peak memory": Column(
+        spread_of(peak_memory, 1.0, 0), "MiB that torch had allocated on the GPU, highest of all experiences."
+    ),
+}
+
+
+# ---- rows
+
+
+def is_ours(row: Row) -> bool:
+    """Whether the row is of one of the three methods."""
+    return row.config.method in OURS
+
+
+def group_of(row: Row) -> str:
+    """Which of GROUPS the row belongs to."""
+    if row.config.method in BOUNDS:
+        return "bounds"
+    if is_ours(row):
+        return "ours"
+    return "replay" if row.config.memory else "regularisation and others"
+
+
+def memory_of(row: Row, grouped: Grouped) -> int:
+    """Stored images of a row's runs."""
+    return int(grouped[row.name][0]["config"]["memory"])
+
+
+def memories(rows: Sequence[Row], grouped: Grouped) -> list[int]:
+    """The sizes of memory among rows, without 0."""
+    return sorted({memory_of(row, grouped) for row in rows} - {0})
+
+
+def by_memory(rows: Sequence[Row], grouped: Grouped) -> list[Row]:
+    """The rows by size of memory where there are several sizes, those without one first; else in their order."""
+    return sorted(rows, key=lambda row: memory_of(row, grouped)) if len(memories(rows, grouped)) > 1 else list(rows)
+
+
+def stream_of(results: Sequence[Result]) -> tuple[Any, ...]:
+    """What must agree before two rows can be compared."""
+    first = results[0]
+    keys = ("stream", "data", "scenario", "experiences", "base_classes", "train_images", "test_images")
+    return first["evaluated_on"], *(first["config"].get(key) for key in keys)
+
+
+def drawn(result: Result) -> dict[str, Sequence[float]]:
+    """What the seed decided of a run's stream, by name; the class order of rotated domains says nothing."""
+    angles = result.get("angles")
+    return {"rotations": angles} if angles else {"class orders": result.get("class_order", [])}
+
+
+def own_streams(rows: Sequence[Sequence[Result]]) -> str:
+    """What the seeds of these rows differ in: ", each with its own class order", or rotations, or nothing."""
+    kinds = []
+    for results in rows:
+        found = [drawn(result) for result in results]
+        kinds += [kind for kind in found[0] if any(other.get(kind) != found[0][kind] for other in found)]
+    words = [word for kind, word in (("class orders", "class order"), ("rotations", "rotations")) if kind in kinds]
+    return f", each with its own {' or '.join(words)}" if words else ""
+
+
+def paired(
+    first: Sequence[Result], second: Sequence[Result], figure: Figure, *, names: tuple[str, str]
+) -> list[tuple[float, float]]:
+    """A figure of two rows, seed by seed: of the seeds that both have; empty if a value is missing.
+
+    Raises:
+        ValueError: a seed gave the two rows different streams.
+    """
+    one, other = ({int(result["seed"]): result for result in results} for results in (first, second))
+    shared = sorted(one.keys() & other.keys())
+    ours, theirs = ({seed: drawn(side[seed]) for seed in shared} for side in (one, other))
+    check_pairing(ours, theirs, names=names)
+    pairs = [(figure(one[seed]), figure(other[seed])) for seed in shared]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None and is_finite(a) and is_finite(b)]
+    return known if len(known) == len(pairs) else []
+
+
+# ---- the best of a column
+
+
+def best_cells(rows: Sequence[Row], grouped: Grouped, columns: Sequence[Column]) -> frozenset[tuple[int, int]]:
+    """(row, column) of the best mean of each column, and of those within its 95 % interval.
+
+    A row competes with rows of the same stream and memory and with those without a memory.
+    """
+    of_stream: dict[tuple[Any, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.config.method not in UPPER:
+            of_stream.setdefault(stream_of(grouped[row.name]), []).append(index)
+    found: set[tuple[int, int]] = set()
+    for rivals in of_stream.values():
+        for size in memories([rows[i] for i in rivals], grouped) or [0]:
+            among = {i: grouped[rows[i].name] for i in rivals if memory_of(rows[i], grouped) in (0, size)}
+            for j, column in enumerate(columns):
+                found |= {(i, j) for i in best_of(among, column)}
+    return frozenset(found)
+
+
+def best_of(among: Mapping[Key, Sequence[Result]], column: Column) -> list[Key]:
+    """Which of several rows have the best mean or one within its 95 % interval; none where fewer than two compete."""
+    figure = column.figure
+    if figure is None:
+        return []
+    values = {key: [figure(result) for result in results] for key, results in among.items()}
+    known = {key: [v for v in of_row if v is not None and is_finite(v)] for key, of_row in values.items()}
+    means = {key: column.better * fmean(of_row) for key, of_row in known.items() if len(of_row) == len(among[key])}
+    if len(means) < 2:
+        return []
+    top = max(means, key=lambda key: means[key])
+    ends = [column.better * end for end in mean_interval(known[top])] if len(known[top]) > 1 else [means[top]]
+    return [key for key, mean in means.items() if mean >= min(ends) - 1e-12]
