@@ -12,7 +12,8 @@ from torch import Tensor
 
 from avalanche_contrastive._checks import check_flag
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.metrics.sources import Source, check_rows, trained_classes
+from avalanche_contrastive.metrics.sources import Source, trained_classes
+from avalanche_contrastive.readout import check_rows
 
 __all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels"]
 
@@ -249,10 +250,10 @@ class FeatureMetric(GatheringMetric):
     def after_eval_forward(self, strategy: Any) -> None:
         """Take the batch's features."""
         if self.ready:
-            self._features = check_rows(self.capture.take(strategy.mb_output), strategy.mb_y, self.name)
+            self._features = check_rows(self.name, self.capture.take(strategy.mb_output), strategy.mb_y)
 
     def batch(self, strategy: Any) -> tuple[Tensor, ...]:
         """Labels and features."""
         features, self._features = self._features, None
         assert features is not None
-        return strategy.mb_y, features
+        return strategy.mb_y.long(), features

@@ -93,10 +93,11 @@ def _reduced(values: Tensor, reduction: str) -> float | Tensor:
     return values.nanmean().item() if reduction == "mean" else values
 
 
-class ForgettingMetric(PluginMetric[dict[str, float]]):
+class ForgettingMetric:
     """Forgetting and backward transfer of what another metric emits per evaluated experience.
 
-    The other metric lives inside this one, which passes on every call to it and reads its values. A row of the matrix
+    The other metric lives inside this one, which stands for it in Avalanche's evaluator: it hands on each call of a
+    hook and reads the values. (No ``PluginMetric``, whose empty hooks would stand in the way.) A row of the matrix
     is what was evaluated last before the next experience's training starts; an experience that is trained again, or
     comes in pieces (an online stream), starts no new row. Evaluated streams (validation, test) are kept apart.
 
@@ -114,7 +115,6 @@ class ForgettingMetric(PluginMetric[dict[str, float]]):
     def __init__(
         self, metric: PluginMetric[Any], *, experience: bool = True, stream: bool = True, keep: bool = False
     ) -> None:
-        super().__init__()
         if not isinstance(metric, PluginMetric):
             raise ValueError(f"ForgettingMetric: metric must be a plugin metric, got {type(metric).__name__}.")
         check_flag("ForgettingMetric", keep=keep)
@@ -197,21 +197,14 @@ class ForgettingMetric(PluginMetric[dict[str, float]]):
     def _passed(self, values: Any) -> list[MetricValue]:
         return _as_list(values) if self.keep else []
 
+    def __getattr__(self, name: str) -> Callable[[Any], list[MetricValue]]:
+        if not name.startswith(("before_", "after_")):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        hook = getattr(self.metric, name)  # every other hook is the other metric's
+        return lambda strategy: self._passed(hook(strategy))
+
     def __str__(self) -> str:
         return f"Forgetting({self.metric})"
-
-
-def _pass_on(hook: str) -> Callable[[ForgettingMetric, Any], Any]:
-    def passed(self: ForgettingMetric, strategy: Any) -> Any:
-        return self._passed(getattr(self.metric, hook)(strategy))
-
-    passed.__name__, passed.__doc__ = hook, getattr(PluginMetric, hook).__doc__
-    return passed
-
-
-for _hook in dir(PluginMetric):
-    if _hook.startswith(("before_", "after_")) and _hook not in vars(ForgettingMetric):
-        setattr(ForgettingMetric, _hook, _pass_on(_hook))
 
 
 def _as_list(values: Any) -> list[MetricValue]:
@@ -228,7 +221,7 @@ def _per_experience(values: Iterable[MetricValue]) -> list[tuple[str, float]]:
 
 def with_forgetting(
     metrics: Iterable[PluginMetric[Any]], *, experience: bool = True, stream: bool = True
-) -> list[PluginMetric[Any]]:
+) -> list[ForgettingMetric]:
     """The same metrics, with forgetting and backward transfer of all that they emit per evaluated experience.
 
     ``with_forgetting(retrieval_metrics(ks=(1, 5)) + accuracy_metrics(experience=True))`` gives, beside what those give,
@@ -257,7 +250,7 @@ def retrieval_forgetting_metrics(
     distance: Distance = "cosine",
     ties: Ties = "positive",
     gallery: Data | None = None,
-) -> list[PluginMetric[Any]]:
+) -> list[ForgettingMetric]:
     """Forgetting and backward transfer in retrieval, as Avalanche plugin metrics.
 
     They are named ``Recall@K_Forgetting_Exp/eval_phase/...`` and ``..._Stream/...``, ``Recall@K_BWT_...``, and the same
