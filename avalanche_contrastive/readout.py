@@ -50,8 +50,9 @@ class ReadOut(DynamicModule):
         width = num_classes or 0
         self.register_buffer("weight", torch.zeros(width, feature_size))
         self.register_buffer("bias", torch.zeros(width))
-        self.register_buffer("fitted", torch.zeros(width, dtype=torch.bool))
-        self.register_buffer("unit", torch.tensor(False))
+        # 0 or 1, and no bool: averages of a model (torch's AveragedModel) are taken of all its tensors.
+        self.register_buffer("fitted", torch.zeros(width))
+        self.register_buffer("unit", torch.zeros(()))
 
     @property
     def width(self) -> int:
@@ -109,7 +110,7 @@ class ReadOut(DynamicModule):
         self._make_room(int(classes.min()), int(classes.max()))
         self.weight.zero_()[classes] = weight.to(self.weight)
         self.bias.zero_()[classes] = bias.to(self.bias)
-        self.fitted.fill_(False)[classes] = True
+        self.fitted.zero_()[classes] = 1
         self.unit.fill_(unit)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class ReadOut(DynamicModule):
             )
         if self.unit:
             features = F.normalize(features, dim=-1)
-        return F.linear(features, self.weight, self.bias).masked_fill(~self.fitted, UNFITTED_LOGIT)
+        return F.linear(features, self.weight, self.bias).masked_fill(self.fitted == 0, UNFITTED_LOGIT)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.num_classes is None:  # a fresh model has no classes yet: take the width that was saved
@@ -134,8 +135,9 @@ class ReadOut(DynamicModule):
 def _named_classes(experience: Any) -> set[int]:
     """Class ids of an experience, and of those before and after it as far as its stream names them."""
     found: set[int] = set()
-    for part in (experience, getattr(experience, "origin_experience", None)):  # a piece of an online stream, the whole
-        view: Any = part.logging() if hasattr(part, "logging") else part  # to which no attribute is hidden
+    whole = getattr(experience, "origin_experience", None)  # what a piece of an online stream is cut from
+    for part in [experience] if whole is None else [experience, whole]:
+        view = part.logging() if hasattr(part, "logging") else part  # in which no attribute is hidden
         for name in ("classes_in_this_experience", "classes_seen_so_far", "future_classes"):
             found.update(int(c) for c in getattr(view, name, None) or ())
     return found
@@ -191,7 +193,7 @@ class TaskReadOuts(DynamicModule):
     def forget(self) -> None:
         """Make every class of every task unfitted."""
         for head in self._all():
-            head.fitted.fill_(False)
+            head.fitted.zero_()
 
     def forward(self, features: Tensor, task: int) -> Tensor:
         """Logits (..., K) of features (..., D) by one task's read-out."""
@@ -274,18 +276,30 @@ def check_rows(name: str, features: Tensor, y: Tensor) -> Tensor:
     return features
 
 
+@torch.no_grad()
 def fit_linear(
-    features: Tensor, y: Tensor, *, lr: float = 1.0, epochs: int = 100, batch_size: int = 256, seed: int = 0
+    features: Tensor | Callable[[int], Tensor],
+    y: Tensor,
+    *,
+    balance: Tensor | None = None,
+    lr: float = 1.0,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit a linear classifier to features by class-balanced SGD, as Co2L's linear evaluation does.
+    """Fit a linear classifier to features by balanced SGD, as Co2L's linear evaluation does: softmax regression.
 
-    Each epoch draws as many samples as there are, with replacement and weight 1 / class count; momentum 0.9, no
-    weight decay, rate x 0.2 after 60, 75 and 90 % of the epochs (Cha et al. 2021, section 5.1 and appendix). Starts
-    from zero and draws from a generator of its own, so it neither touches nor depends on the global random state.
+    Each epoch draws as many images as there are, with replacement and weight 1 / size of the image's group; momentum
+    0.9, no weight decay, rate x 0.2 after 60, 75 and 90 % of the epochs (Cha et al. 2021, section 5.1 and appendix).
+    Starts from zero and draws from a generator of its own, so it neither touches nor depends on the global random
+    state. Computes in float32, or in float64 if the features are.
 
     Args:
-        features: (N, D).
-        y: class ids, (N,).
+        features: (N, D), or a function that gives them anew for each epoch 0, 1, 2, ..., such as those of other
+            augmentations of the same images.
+        y: class ids, (N,) integers.
+        balance: the group of each image, (N,) integers: each group is drawn equally often. None: the class. The
+            authors' R-MNIST code balances domains; ``tasks.pair_codes`` gives pairs of domain and class.
         lr: the paper's 1.0 for Seq-CIFAR-10, 0.1 for Seq-Tiny-ImageNet.
         epochs: passes over the data.
         batch_size: features per step.
@@ -293,25 +307,46 @@ def fit_linear(
 
     Returns:
         Class ids (C,), weight (C, D), bias (C,).
+
+    Raises:
+        ValueError: another number of labels, groups or features.
     """
-    features = full_precision(features)
-    classes, target, counts = torch.unique(y.long(), return_inverse=True, return_counts=True)
+    classes, target = torch.unique(y.long(), return_inverse=True)
+    _, group, sizes = torch.unique(
+        target if balance is None else balance.long(), return_inverse=True, return_counts=True
+    )
+    chances = (1.0 / sizes.float())[group].cpu()
     draws = torch.Generator().manual_seed(seed)
-    balance = (1.0 / counts.float())[target].cpu()
-    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        weight = features.new_zeros(len(classes), features.shape[1], requires_grad=True)
-        bias = features.new_zeros(len(classes), requires_grad=True)
-        optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
-        milestones = [int(share * epochs) for share in (0.6, 0.75, 0.9)]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
-        for _ in range(epochs):
-            order = torch.multinomial(balance, len(balance), replacement=True, generator=draws)
-            for rows in order.to(features.device).split(batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(F.linear(features[rows], weight, bias), target[rows]).backward()
-                optimizer.step()
-            schedule.step()
-    return classes, weight.detach(), bias.detach()
+    x = _with_ones(features(0) if callable(features) else features, len(target), len(chances))
+    weight = x.new_zeros(len(classes), x.shape[1])  # the last column is the bias
+    velocity = torch.zeros_like(weight)
+    batch, minus_one = x.new_empty(batch_size, x.shape[1]), x.new_full((1, batch_size), -1.0)
+    milestones = [int(share * epochs) for share in (0.6, 0.75, 0.9)]
+    with torch.autocast(x.device.type, enabled=False):
+        for epoch in range(epochs):
+            if callable(features) and epoch > 0:
+                x = _with_ones(features(epoch), len(target), len(chances))
+            rate = lr * 0.2 ** sum(milestone <= epoch for milestone in milestones)
+            order = torch.multinomial(chances, len(chances), replacement=True, generator=draws)
+            for rows in order.to(x.device).split(batch_size):
+                b = len(rows)
+                drawn = torch.index_select(x, 0, rows, out=batch[:b])  # new memory for each would take as long again
+                # The gradient of the cross-entropy is (softmax - one-hot) x / B, classes by images times images.
+                residual = (weight @ drawn.T).softmax(dim=0).scatter_add_(0, target[None, rows], minus_one[:, :b])
+                velocity.mul_(0.9).addmm_(residual, drawn, alpha=1 / b)
+                weight.sub_(velocity, alpha=rate)
+    return classes, weight[:, :-1].contiguous(), weight[:, -1].contiguous()
+
+
+def _with_ones(features: Tensor, labels: int, groups: int) -> Tensor:
+    """Features (N, D) with a column of ones, (N, D + 1), whose weight is the bias."""
+    features = full_precision(features)
+    if not len(features) == labels == groups:
+        raise ValueError(
+            f"fit_linear: there must be a label and a group for each feature, got {len(features)} features, {labels} "
+            f"labels and {groups} groups."
+        )
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
 def fit_standardized(features: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
