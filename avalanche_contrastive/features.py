@@ -112,7 +112,8 @@ class FeatureCapture:
         self.layer = layer
         self._record: _Record | None = None
         self._multi_task = False
-        self._hooks: ExitStack | None = None
+        self._hooks: list[Any] = []
+        self._eager: ExitStack | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Listen to the next forward pass of the model.
@@ -125,22 +126,20 @@ class FeatureCapture:
         layers = _classifiers(plain) if self.layer is None else {self.layer: _layer(plain, self.layer)}
         self._multi_task = is_multi_task_module(plain)
         self._record = record = _Record({layer: name for name, layer in layers.items()})
-        self._hooks = hooks = ExitStack()
         for layer in layers.values():
             if self.layer is None:
-                hooks.callback(layer.register_forward_hook(record.note_classifier, with_kwargs=True).remove)
+                self._hooks.append(layer.register_forward_hook(record.note_classifier, with_kwargs=True))
             else:
-                hooks.callback(layer.register_forward_hook(record.note_layer).remove)
+                self._hooks.append(layer.register_forward_hook(record.note_layer))
         if self._multi_task:
-            hooks.callback(plain.register_forward_pre_hook(record.begin, with_kwargs=True).remove)
-        hooks.callback(plain.register_forward_hook(record.end).remove)
+            self._hooks.append(plain.register_forward_pre_hook(record.begin, with_kwargs=True))
+        self._hooks.append(plain.register_forward_hook(record.end))
         if compiled(model):
             # Compiled code has the hooks of the call that it was compiled for; torch does not look whether others came
             # since. So the model runs as it was written until the pass ends, well or badly.
-            eager = ExitStack()
+            self._eager = eager = ExitStack()
             eager.enter_context(torch.compiler.set_stance("force_eager"))
-            hooks.callback(model.register_forward_hook(lambda *_: eager.close(), always_call=True).remove)
-            hooks.callback(eager.close)
+            self._hooks.append(model.register_forward_hook(lambda *_: eager.close(), always_call=True))
 
     def take(self, output: Any, *, flat: bool = True) -> Tensor:
         """The features of the pass since ``attach``, (B, D); the hooks are gone afterwards.
@@ -171,9 +170,11 @@ class FeatureCapture:
 
     def detach(self) -> None:
         """Remove the hooks; harmless when there are none."""
-        if self._hooks is not None:
-            self._hooks.close()
-        self._hooks = self._record = None
+        if self._eager is not None:
+            self._eager.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._record, self._eager = [], None, None
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:

@@ -145,9 +145,8 @@ class DriftMetric(FeatureMetric):
         previous: the frozen copy, in evaluation mode; None before the second experience.
 
     Args:
-        levels: "experience", "stream" and "old", see ``drift_metrics``.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
-        temperature, teacher_temperature: of ``relation_drift``.
+        levels: "experience", "stream" and "old".
+        layer, temperature, teacher_temperature: see ``drift_metrics``.
     """
 
     def __init__(
@@ -235,7 +234,7 @@ def drift_metrics(
         stream: one value for all evaluated experiences together.
         old: one value for the images, in all evaluated experiences together, of classes trained before the latest
             experience that brought any.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         temperature, teacher_temperature: of ``relation_drift``.
 
     Raises:

@@ -123,11 +123,8 @@ class ReadOutMetric(FeatureMetric):
     """Accuracy of classifiers that are fitted to features of given data at every evaluation.
 
     Args:
-        kinds: of "linear", "nearest_mean", "knn".
-        levels: "experience", "stream" and "seen", see ``readout_metrics``.
-        data: what the classifiers are fitted on.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
-        k, distance, epochs: see ``fit_readout``.
+        levels: "experience", "stream" and "seen".
+        kinds, data, layer, k, distance, epochs: see ``readout_metrics``.
     """
 
     def __init__(
@@ -215,7 +212,7 @@ def readout_metrics(
         stream: on all evaluated experiences together.
         seen: on the images, in all evaluated experiences together, of classes trained so far.
         name: what the values' names say of the data; None: made from them.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         k, distance, epochs: see ``fit_readout``.
 
     Raises:

@@ -7,14 +7,12 @@ from typing import Any, Literal, overload
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_flag
-from avalanche_contrastive.metrics.base import chosen_levels
-from avalanche_contrastive.metrics.retrieval import RetrievalMetric
-from avalanche_contrastive.metrics.search import Distance, Ties
-from avalanche_contrastive.metrics.sources import Data, whole
+from avalanche_contrastive.metrics.base import chosen_levels, emitted
+from avalanche_contrastive.metrics.retrieval import retrieval_metrics
+from avalanche_contrastive.metrics.sources import whole
 
 __all__ = ["ForgettingMetric", "backward_transfer", "forgetting", "retrieval_forgetting_metrics", "with_forgetting"]
 
@@ -189,9 +187,8 @@ class ForgettingMetric:
             each = of(matrix, reduction="none")
             value = float(each.nanmean() if place is None else each[place])
             if value == value:
-                metric = f"{name}_{what}_{'Stream' if place is None else 'Exp'}"
-                full = get_metric_name(metric, strategy, add_experience=place is not None, add_task=False)
-                values.append(MetricValue(self, full, value, strategy.clock.train_iterations))
+                full = f"{name}_{what}_{'Stream' if place is None else 'Exp'}"
+                values.append(emitted(self, strategy, full, value, experience=place is not None))
         return values
 
     def _passed(self, values: Any) -> list[MetricValue]:
@@ -241,15 +238,7 @@ def with_forgetting(
 
 
 def retrieval_forgetting_metrics(
-    *,
-    ks: Sequence[int] = (1,),
-    map_at_r: bool = False,
-    experience: bool = True,
-    stream: bool = True,
-    layer: str | None = None,
-    distance: Distance = "cosine",
-    ties: Ties = "positive",
-    gallery: Data | None = None,
+    *, experience: bool = True, stream: bool = True, **options: Any
 ) -> list[ForgettingMetric]:
     """Forgetting and backward transfer in retrieval, as Avalanche plugin metrics.
 
@@ -260,11 +249,11 @@ def retrieval_forgetting_metrics(
     Args:
         experience: one value per earlier experience.
         stream: their mean.
-        ks, map_at_r, layer, distance, ties, gallery: see ``retrieval_metrics``.
+        options: of ``retrieval_metrics``: ks, map_at_r, layer, distance, ties, gallery.
 
     Raises:
         ValueError: as ``retrieval_metrics``.
     """
     chosen_levels("retrieval_forgetting_metrics", experience=experience, stream=stream)
-    metric = RetrievalMetric(ks, "experience", layer, map_at_r=map_at_r, distance=distance, ties=ties, gallery=gallery)
+    (metric,) = retrieval_metrics(experience=True, stream=False, **options)
     return [ForgettingMetric(metric, experience=experience, stream=stream)]
