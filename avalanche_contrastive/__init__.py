@@ -1,6 +1,7 @@
 """Co2L, SS-IL and CSD for Avalanche: losses, plugins and strategies.
 
-The names are loaded when first used, so that ``avalanche_contrastive.losses`` costs no import of Avalanche.
+The names, and the modules below, are loaded when first used, so that ``avalanche_contrastive.losses`` costs no import
+of Avalanche.
 """
 
 import importlib
@@ -29,6 +30,8 @@ __all__ = [
     "__version__",
 ]
 
+_MODULES = frozenset({"bench", "checkpoint", "data", "features", "losses", "metrics", "models", "parallel", "plots",
+                      "plugins", "readout", "strategies", "tasks", "teacher"})  # fmt: skip
 _HOMES = {
     "data": ("BatchAugmentation", "TwoViews"),
     "models": ("ContrastiveModel", "MTContrastiveModel"),
@@ -38,6 +41,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
@@ -45,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

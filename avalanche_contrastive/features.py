@@ -1,25 +1,24 @@
-"""The capture of features from any model, through hooks that live for one forward pass."""
+"""Taking features from inside any model, through hooks that live for one forward pass."""
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, NCMClassifier
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, NCMClassifier, avalanche_forward
 from avalanche.models.cosine_layer import CosineIncrementalClassifier, CosineLinear
 from avalanche.models.fecam import FeCAMClassifier
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
-from avalanche_contrastive._torch import compiled, unwrapped
+from avalanche_contrastive._torch import compiled, tensors_in, unwrapped
 from avalanche_contrastive.readout import ReadOut
 
-__all__ = ["FeatureCapture"]
+__all__ = ["FeatureCapture", "own_forward", "strategy_features"]
 
-_CLASSIFIERS = (
-    nn.Linear,
+_HEADS = (
     IncrementalClassifier,
     MultiHeadClassifier,
     NCMClassifier,
@@ -28,83 +27,82 @@ _CLASSIFIERS = (
     CosineLinear,
     ReadOut,
 )
+_NAME_IT = "Name the layer whose output is the feature (feature_layer= of CSD, layer= of the metrics)."
+
+
+@dataclass
+class _Call:
+    """One call of a layer that is listened to."""
+
+    layer: str
+    is_head: bool
+    taken: Any  # the input of a classifier layer, or the output of the layer that the user has named
+    output: Any
 
 
 @dataclass
 class _Pass:
-    """What is noted of one forward pass."""
+    """What is noted of one forward pass of the model."""
 
-    value: Any = None
-    output: Any = None
+    calls: list[_Call] = field(default_factory=list)
     tasks: Any = None  # the task labels that a multi-task model was called with
-    parts: list[Any] = field(default_factory=list)  # what a multi-task model's heads, or its named layer, got in turn
+    result: Any = None
 
 
-class _Tap:
-    """A forward hook with a memory. An object, not a closure: a deep copy of a hooked model gets a tap of its own."""
+class _Record:
+    """What the hooks note, pass by pass.
 
-    def __init__(self, *, multi_task: bool = False) -> None:
-        self.multi_task = multi_task
-        self.now = _Pass()
-        self.passes: list[tuple[Any, _Pass]] = []  # what the model gave, in each pass that has ended
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Tap":
-        return _Tap()
-
-    def read_tasks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.now.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
-
-    def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.now.value = args[0] if args else next(iter(kwargs.values()))
-        if self.multi_task and not isinstance(module, nn.Linear):  # a head: no other layer's input is held
-            self.now.parts.append(self.now.value)
-
-    def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.now.value = output
-        if self.multi_task:
-            self.now.parts.append(output)
-
-    def read_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.now.output = output
-
-    def end_pass(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        self.passes.append((result, self.now))
-        self.now = _Pass()
-
-    def of(self, result: Any) -> _Pass:
-        """The pass that gave a result; the last one if none is known to have."""
-        last = self.passes[-1][1] if self.passes else self.now
-        return next((noted for given, noted in self.passes if given is result), last)
-
-
-class _AsWritten:
-    """A forward hook that has compiled models run as they were written until the pass ends, well or badly.
-
-    Compiled code has the hooks of the call that it was compiled for; torch does not look whether others came since.
+    Its methods are the hooks, instead of closures, since a plugin may copy the model while it is listened to: the hooks
+    of a deep copy note in a record of their own.
     """
 
-    def __init__(self) -> None:
-        self._stance: Any = torch.compiler.set_stance("force_eager")
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        self.names = names
+        self.now = _Pass()
+        self.passes: list[_Pass] = []
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.end()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Record":
+        return _Record({})
 
-    def end(self) -> None:
-        """Let compiled code run again, as far as it did before."""
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-        self._stance = None
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a multi-task model's pass: note the task labels."""
+        self.now.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
+
+    def note_classifier(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note what entered a classifier layer, unless it gives no logits (B, K): hidden layers may be large."""
+        is_head = isinstance(layer, _HEADS)
+        if is_head or output.ndim == 2:
+            given = args[0] if args else next(iter(kwargs.values()))
+            self.now.calls.append(_Call(self.names.get(layer, ""), is_head, given, output))
+
+    def note_layer(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note what left the named layer."""
+        self.now.calls.append(_Call(self.names.get(layer, ""), False, output, output))
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        """After the model's pass."""
+        self.now.result = result
+        self.passes.append(self.now)
+        self.now = _Pass()
+
+    def pass_of(self, output: Any) -> _Pass:
+        """The pass whose result an output is, or is a part of; the last one if that is none of them."""
+        for noted in self.passes:
+            if noted.result is output or any(_same_memory(part, output) for part in tensors_in(noted.result)):
+                return noted
+        return self.passes[-1] if self.passes else self.now
 
 
 class FeatureCapture:
-    """Features of any model: what enters the last classifier layer to run, or what leaves a layer named by the user.
+    """Features of any model: what enters the classifier layer that makes its logits, or what leaves a named layer.
 
-    Classifier layers are ``nn.Linear`` and Avalanche's heads. The hooks live from ``attach`` to ``take``, around one
-    forward pass: a copy of the model made at any other time carries none. That pass of a compiled model is not
-    compiled.
+    Classifier layers are ``nn.Linear`` and Avalanche's heads. The one whose output is returned is taken, whichever runs
+    last; where none is (the model scales the logits, say), the one whose output is as wide, and Avalanche's heads
+    before ``nn.Linear``. The hooks live from ``attach`` to ``take``, around one forward pass: a copy of the model made
+    at any other time carries none. That pass of a compiled model is not compiled.
 
     Args:
-        layer: name of a layer as in ``model.named_modules()``, whose *output* is taken; None: the *input* of the last
+        layer: name of a layer as in ``model.named_modules()``, whose *output* is taken; None: the *input* of the
             classifier layer.
     """
 
@@ -112,81 +110,71 @@ class FeatureCapture:
         if layer is not None and not isinstance(layer, str):
             raise TypeError(f"a feature layer is given by its name (a string), got {type(layer).__name__}.")
         self.layer = layer
-        self._tap = _Tap()
-        self._handles: list[Any] = []
-        self._as_written: _AsWritten | None = None
+        self._record: _Record | None = None
+        self._multi_task = False
+        self._hooks: list[Any] = []
+        self._eager: ExitStack | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Listen to the next forward pass of the model."""
+        """Listen to the next forward pass of the model.
+
+        Raises:
+            ValueError: no layer of that name, or no classifier layer.
+        """
         self.detach()
         plain = unwrapped(model)
-        self._tap = _Tap(multi_task=is_multi_task_module(plain))
-        if self._tap.multi_task:
-            self._handles.append(plain.register_forward_pre_hook(self._tap.read_tasks, with_kwargs=True))
-        self._listen(plain)
+        layers = _classifiers(plain) if self.layer is None else {self.layer: _layer(plain, self.layer)}
+        self._multi_task = is_multi_task_module(plain)
+        self._record = record = _Record({layer: name for name, layer in layers.items()})
+        for layer in layers.values():
+            if self.layer is None:
+                self._hooks.append(layer.register_forward_hook(record.note_classifier, with_kwargs=True))
+            else:
+                self._hooks.append(layer.register_forward_hook(record.note_layer))
+        if self._multi_task:
+            self._hooks.append(plain.register_forward_pre_hook(record.begin, with_kwargs=True))
+        self._hooks.append(plain.register_forward_hook(record.end))
         if compiled(model):
-            self._as_written = _AsWritten()
-            self._handles.append(model.register_forward_hook(self._as_written, always_call=True))
+            # Compiled code has the hooks of the call that it was compiled for; torch does not look whether others came
+            # since. So the model runs as it was written until the pass ends, well or badly.
+            self._eager = eager = ExitStack()
+            eager.enter_context(torch.compiler.set_stance("force_eager"))
+            self._hooks.append(model.register_forward_hook(lambda *_: eager.close(), always_call=True))
 
-    def _listen(self, model: nn.Module) -> None:
-        if self.layer is not None:
-            named = dict(model.named_modules())
-            if self.layer not in named:
-                near = difflib.get_close_matches(self.layer, named, n=1) or list(named)[-3:]
-                raise ValueError(
-                    f"feature layer {self.layer!r} is not in {type(model).__name__}; did you mean {near[0]!r}? "
-                    "Names are those of model.named_modules()."
-                )
-            self._handles.append(named[self.layer].register_forward_hook(self._tap.read_output))
-        else:
-            classifiers = list(_classifiers(model))
-            for module in classifiers:
-                self._handles.append(module.register_forward_pre_hook(self._tap.read_input, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._tap.read_head))
-        if self.layer is None and not classifiers:
-            self.detach()
-            raise ValueError(
-                f"{type(model).__name__} has no classifier layer (nn.Linear or one of Avalanche's heads) to take "
-                "features from. Name the layer that gives the features instead."
-            )
-        self._handles.append(model.register_forward_hook(self._tap.end_pass))
-
-    def take(self, logits: Any) -> Tensor:
+    def take(self, output: Any, *, flat: bool = True) -> Tensor:
         """The features of the pass since ``attach``, (B, D); the hooks are gone afterwards.
 
         Args:
-            logits: what the model gave, (B, K): of several passes since then, that one counts. A classifier layer of
-                another width was not its last.
+            output: what the model gave, or the logits (B, K) out of it: of several passes since then, that one counts.
+            flat: with False the features keep their shape (B, ...), such as an axis of views.
+
+        Raises:
+            ValueError: no layer, or more than one, can be what has made the logits; or the named layer did not run.
         """
-        multi_task, noted = self._tap.multi_task, self._tap.of(logits)
+        record, self._record = self._record or _Record({}), None
         self.detach()
-        value, head = noted.value, noted.output
-        if len(noted.parts) > 1 and value is noted.parts[-1] and isinstance(value, Tensor):
-            value = _in_order(noted.parts, noted.tasks)
-        # A multi-task model's output is as wide as its widest head.
-        tensors = isinstance(head, Tensor) and isinstance(logits, Tensor) and not multi_task
-        if self.layer is None and tensors and head.shape[-1] != logits.shape[-1]:
-            raise ValueError(
-                f"the last classifier layer that ran gives {head.shape[-1]} outputs, but the model gives "
-                f"{logits.shape[-1]}: what the model ends in is no nn.Linear nor a head of Avalanche's. Name the "
-                "layer whose output is the feature (feature_layer= of CSD, layer= of retrieval_metrics)."
-            )
+        noted = record.pass_of(output)
+        calls = noted.calls
+        if self.layer is None:
+            calls = _makers(noted, output, self._multi_task)
+        value = calls[-1].taken if calls else None
+        if self._multi_task and len(calls) > 1:
+            value = _in_order([call.taken for call in calls], noted.tasks)
         if not isinstance(value, Tensor):
             where = "the last classifier layer" if self.layer is None else f"layer {self.layer!r}"
-            came = "nothing" if value is None else type(value).__name__
+            given = "nothing" if value is None else type(value).__name__
             raise ValueError(
-                f"features of {where} must be a tensor, got {came}. Did the model's forward pass skip that layer?"
+                f"features of {where} must be a tensor, got {given}. Did the model's forward pass skip that layer?"
             )
-        return value.flatten(1)
+        return value.flatten(1) if flat else value
 
     def detach(self) -> None:
         """Remove the hooks; harmless when there are none."""
-        if self._as_written is not None:
-            self._as_written.end()
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._as_written = [], None
-        self._tap = _Tap()
+        if self._eager is not None:
+            self._eager.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._record, self._eager = [], None, None
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:
@@ -199,11 +187,129 @@ class FeatureCapture:
             raise
 
 
+def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any, Tensor]:
+    """What a model gives in the strategy's own forward pass, and the labels (B,) of the batch.
+
+    The strategy's ``_unpack_minibatch`` and ``forward`` are called, which users override for inputs and outputs of
+    their own; it is lent the model and the batch for that time.
+
+    Args:
+        strategy: any of Avalanche's templates.
+        model: the strategy's, or another to be asked in the same way.
+        batch: as a loader gives it; None: the strategy's current one.
+    """
+    kept = strategy.model, strategy.mbatch
+    strategy.model = model
+    try:
+        if batch is not None:
+            strategy.mbatch = batch
+            strategy._unpack_minibatch()
+        has_tasks = len(strategy.mbatch) > 2
+        if is_multi_task_module(model) and not (has_tasks and hasattr(strategy.experience, "task_labels")):
+            # Avalanche's forward pass would not know the heads: without task labels all of them are asked.
+            output = avalanche_forward(model, strategy.mb_x, strategy.mb_task_id if has_tasks else None)
+        else:
+            output = strategy.forward()
+        return output, strategy.mb_y
+    finally:
+        strategy.model, strategy.mbatch = kept
+
+
+def strategy_features(
+    strategy: Any, model: nn.Module, layer: str | None = None, *, flat: bool = True
+) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """For ``embed_dataset``: features and labels of a batch, from the strategy's own forward pass of a model.
+
+    Args:
+        strategy: any of Avalanche's templates.
+        model: the strategy's, or another.
+        layer: see ``FeatureCapture``.
+        flat: see ``FeatureCapture.take``.
+    """
+    capture = FeatureCapture(layer)
+
+    def features_of(batch: Any) -> tuple[Tensor, Tensor]:
+        with capture.listening(model):
+            output, y = own_forward(strategy, model, batch)
+        return capture.take(output, flat=flat), y
+
+    return features_of
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    named: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in named:
+        near = difflib.get_close_matches(name, named, n=1) or list(named)[-3:]
+        raise ValueError(
+            f"feature layer {name!r} is not in {type(model).__name__}; did you mean {near[0]!r}? "
+            "Names are those of model.named_modules()."
+        )
+    return named[name]
+
+
+def _classifiers(model: nn.Module) -> dict[str, nn.Module]:
+    """Classifier layers by name, from the outside in: the layers inside a head are not layers of their own."""
+    found: dict[str, nn.Module] = {}
+
+    def search(name: str, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, *_HEADS)):
+            found[name] = module
+        else:
+            for child_name, child in module.named_children():
+                search(f"{name}.{child_name}" if name else child_name, child)
+
+    search("", model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no classifier layer (nn.Linear or one of Avalanche's heads) to take "
+            "features from. Name the layer that gives the features instead."
+        )
+    return found
+
+
+def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
+    """The calls of the classifier layer that made the logits, of one or, in a multi-task model, of several heads.
+
+    Args:
+        noted: the pass.
+        output: the logits, or what they are part of.
+        multi_task: whether the logits may be put together from those of several heads.
+    """
+    direct: list[_Call] = []
+    for made in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
+        direct = direct or [c for c in noted.calls if any(_same_memory(c.output, part) for part in tensors_in(made))]
+    if multi_task:
+        return direct or [call for call in noted.calls if call.is_head] or noted.calls[-1:]
+    widths = {part.shape[-1] for part in tensors_in(noted.result) if part.ndim > 0}
+    wide = [call for call in noted.calls if call.output.shape[-1] in widths]
+    calls = direct or [call for call in wide if call.is_head] or wide
+    if noted.calls and not calls:
+        raise ValueError(
+            f"the last classifier layer that ran gives {noted.calls[-1].output.shape[-1]} outputs, but the model gives "
+            f"{', '.join(map(str, sorted(widths)))}: what the model ends in is neither nn.Linear nor a head of "
+            f"Avalanche's. {_NAME_IT}"
+        )
+    if any(call.taken is not calls[0].taken for call in calls) and len({call.layer for call in calls}) > 1:
+        names = sorted({call.layer for call in calls})
+        raise ValueError(
+            f"the logits may be made by any of the classifier layers {names}, so that it is open which one's input is "
+            f"the feature. {_NAME_IT}"
+        )
+    return calls
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    """Whether two are one tensor, or views of one."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.numel() == 0:
+        return a is b
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
 def _in_order(parts: list[Tensor], tasks: Any) -> Tensor:
     """The features of a batch that a multi-task model has split between its heads, in the batch's order.
 
     Args:
-        parts: the heads' inputs, call by call.
+        parts: what the heads were given, call by call.
         tasks: task labels (B,) that the model was called with: it ran the rows of each label in turn, smallest first.
             None or a number: it ran every head on all rows.
     """
@@ -221,12 +327,3 @@ def _in_order(parts: list[Tensor], tasks: Any) -> Tensor:
     for label, part in zip(labels, parts, strict=True):
         features[tasks == label] = part
     return features
-
-
-def _classifiers(module: nn.Module) -> Iterator[nn.Module]:
-    """Classifier layers from the outside in: the layers inside a head are not layers of their own."""
-    if isinstance(module, _CLASSIFIERS):
-        yield module
-    else:
-        for child in module.children():
-            yield from _classifiers(child)

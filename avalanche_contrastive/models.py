@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_contrastive._checks import check_count
+from avalanche_contrastive._checks import check_count, check_flag
+from avalanche_contrastive._torch import map_tensors, tensors_in
 from avalanche_contrastive.readout import UNFITTED_LOGIT, ReadOut, TaskReadOuts
 
 __all__ = ["ContrastiveModel", "MTContrastiveModel"]
@@ -15,17 +16,22 @@ __all__ = ["ContrastiveModel", "MTContrastiveModel"]
 class ContrastiveModel(nn.Module):
     """An encoder with a projection head for training and a read-out for evaluation.
 
-    In training mode ``model(x)`` is the unit-length projection that contrastive losses compare; in evaluation mode it
-    is class logits, so every metric works unchanged. ``project`` and ``embed`` do not depend on the mode.
+    In training mode ``model(x)`` is the projection that contrastive losses compare; in evaluation mode it is class
+    logits, so every metric works unchanged. ``project`` and ``embed`` do not depend on the mode.
 
     A batch may carry a view axis, (B, V, ...): the encoder sees (B * V, ...) and the results are (B, V, ...) again.
-    Logits are averaged over views.
+    Logits are averaged over views. A batch may also be a dictionary, list or tuple of tensors, which the encoder is
+    given as it is: its first tensor then says whether there are views, and all others have them too.
 
     Args:
         encoder: maps a batch to features (B, feature_size).
         feature_size: width of the encoder's output.
         projection_size: width of the projection (the paper's 128).
         hidden_size: width of the projection head's hidden layer; None: feature_size, as the authors'.
+        num_classes: width K of the logits, the largest class id of all streams + 1. None: the stream says it when
+            training or evaluation begins; weighted criteria, averaged copies of the model and whatever else is made
+            before that need the number.
+        normalize: divide projections by their length, as in the paper; the authors' code for R-MNIST does not.
         sample_ndim: axes of one input without batch and view axes; None means vectors or images: a batch of 2 or 4
             axes has no views, one of 3 or 5 has. Set it for anything else (2 for sequences (T, F)).
     """
@@ -37,26 +43,32 @@ class ContrastiveModel(nn.Module):
         projection_size: int = 128,
         *,
         hidden_size: int | None = None,
+        num_classes: int | None = None,
+        normalize: bool = True,
         sample_ndim: int | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
         if not isinstance(encoder, nn.Module):
-            raise TypeError(f"ContrastiveModel: encoder must be a torch module, got {type(encoder).__name__}.")
+            raise TypeError(f"{name}: encoder must be a torch module, got {type(encoder).__name__}.")
         hidden = feature_size if hidden_size is None else hidden_size
-        check_count(
-            "ContrastiveModel", 1, feature_size=feature_size, projection_size=projection_size, hidden_size=hidden
-        )
+        check_count(name, 1, feature_size=feature_size, projection_size=projection_size, hidden_size=hidden)
+        if num_classes is not None:
+            check_count(name, 1, num_classes=num_classes)
+        if sample_ndim is not None:
+            check_count(name, 1, sample_ndim=sample_ndim)
+        check_flag(name, normalize=normalize)
         self.encoder = encoder
-        self.feature_size = feature_size
-        self.sample_ndim = sample_ndim
+        self.feature_size, self.normalize, self.sample_ndim = feature_size, normalize, sample_ndim
         self.projector = nn.Sequential(nn.Linear(feature_size, hidden), nn.ReLU(), nn.Linear(hidden, projection_size))
-        self.readout = self._new_readout(feature_size)
+        self.readout = self._new_readout(feature_size, num_classes)
 
-    def _new_readout(self, feature_size: int) -> Any:
-        return ReadOut(feature_size)
+    def _new_readout(self, feature_size: int, num_classes: int | None) -> Any:
+        return ReadOut(feature_size, num_classes)
 
-    def has_views(self, x: Tensor) -> bool:
+    def has_views(self, x: Any) -> bool:
         """Whether a batch carries a view axis after its batch axis."""
+        x = _first(x)
         if self.sample_ndim is None:
             if not 2 <= x.ndim <= 5:
                 raise ValueError(
@@ -69,33 +81,50 @@ class ContrastiveModel(nn.Module):
                 f"ContrastiveModel: with sample_ndim={self.sample_ndim} a batch has {self.sample_ndim + 1} axes, or "
                 f"one more with views, got shape {tuple(x.shape)}."
             )
-        return x.ndim == self.sample_ndim + 2
+        return bool(x.ndim == self.sample_ndim + 2)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Features of the encoder, (B, D) or with views (B, V, D); not normalised."""
-        views = x.shape[:2] if self.has_views(x) else None
-        features: Tensor = self.encoder(x.flatten(0, 1) if views else x)
-        rows = views.numel() if views else len(x)
-        if features.shape != (rows, self.feature_size):
+    def embed(self, x: Any) -> Tensor:
+        """Features of the encoder, (B, D) or with views (B, V, D); not normalised.
+
+        Raises:
+            ValueError: a batch of another number of axes, or an encoder that gives something else.
+        """
+        views = _first(x).shape[:2] if self.has_views(x) else None
+        rows = views.numel() if views else len(_first(x))
+        features = self.encoder(map_tensors(lambda part: part.flatten(0, 1), x) if views else x)
+        if not isinstance(features, Tensor) or features.shape != (rows, self.feature_size):
+            given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 f"ContrastiveModel: the encoder must map {rows} inputs to ({rows}, {self.feature_size}), got "
-                f"{tuple(features.shape)}. Is feature_size right, and does the encoder end in a flat layer?"
+                f"{given}. Is feature_size right, and does the encoder end in a flat layer?"
             )
         # An encoder may compute in half precision by itself.
         features = features.to(next(self.projector.parameters()).dtype)
         return features.unflatten(0, views) if views else features
 
-    def project(self, x: Tensor) -> Tensor:
-        """Unit-length projections, (B, P) or with views (B, V, P)."""
-        return F.normalize(self.projector(self.embed(x)), dim=-1)
+    def project(self, x: Any) -> Tensor:
+        """Projections, (B, P) or with views (B, V, P); of unit length unless ``normalize=False``."""
+        projections: Tensor = self.projector(self.embed(x))
+        return F.normalize(projections, dim=-1) if self.normalize else projections
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """Projections in training mode; class logits (B, K) in evaluation mode."""
         if self.training:
             return self.project(x)
         features = self.embed(x)
         logits: Tensor = self.readout(features)
         return logits.mean(dim=1) if features.ndim == 3 else logits
+
+
+def _first(x: Any) -> Tensor:
+    """The tensor of a batch, or the first one of a dictionary, list or tuple."""
+    tensors = tensors_in(x)
+    if not tensors:
+        raise ValueError(
+            f"ContrastiveModel: a batch must be a tensor, or a dictionary, list or tuple of tensors, got "
+            f"{type(x).__name__} without any."
+        )
+    return tensors[0]
 
 
 class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
@@ -109,23 +138,16 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
         encoder: maps a batch to features (B, feature_size).
         feature_size: width of the encoder's output.
         projection_size: width of the projection (the paper's 128).
-        hidden_size: width of the projection head's hidden layer; None: feature_size, as the authors'.
-        sample_ndim: see ``ContrastiveModel``.
+        hidden_size, num_classes, normalize, sample_ndim: see ``ContrastiveModel``.
     """
 
     readout: TaskReadOuts
 
-    def _new_readout(self, feature_size: int) -> TaskReadOuts:
-        return TaskReadOuts(feature_size)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The first read-out that is made does not know where the model is.
-        self.readout.make_saved(state_dict, f"{prefix}readout.")
-        self.readout.to(next(self.projector.parameters()).device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _new_readout(self, feature_size: int, num_classes: int | None) -> TaskReadOuts:
+        return TaskReadOuts(feature_size, num_classes)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, task_labels: Tensor | int | None
+        self, x: Any, task_labels: Tensor | int | None
     ) -> Tensor | dict[int, Tensor]:
         """Projections in training mode; in evaluation mode logits (B, K), or {task label: logits} without labels.
 

@@ -87,6 +87,15 @@ def test_an_unknown_name_is_an_attribute_error():
     assert set(avalanche_contrastive.__all__) <= set(dir(avalanche_contrastive))
 
 
+def test_modules_are_attributes_of_the_package():
+    code = (
+        "import sys, avalanche_contrastive as a; a.losses.asymmetric_supcon; assert 'avalanche' not in sys.modules; "
+        "a.metrics.retrieval; a.plots.plot_curves; a.checkpoint.save; a.models; a.readout; "
+        "a.parallel; a.data; a.plugins; a.strategies; a.bench; a.features; a.teacher; a.tasks"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     "module", [avalanche_contrastive, checkpoint, losses, metrics, plots], ids=lambda m: m.__name__
 )

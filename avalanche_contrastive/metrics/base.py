@@ -12,9 +12,10 @@ from torch import Tensor
 
 from avalanche_contrastive._checks import check_flag
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.metrics.sources import Source, check_rows, trained_classes
+from avalanche_contrastive.metrics.sources import Source, trained_classes
+from avalanche_contrastive.readout import check_rows
 
-__all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels"]
+__all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels", "emitted"]
 
 Level = Literal["experience", "stream", "seen", "old"]
 SUFFIX: dict[Level, str] = {"experience": "Exp", "stream": "Stream", "seen": "Seen", "old": "Old"}
@@ -68,6 +69,12 @@ class ClassLedger:
     def old(self) -> list[int]:
         """Seen, but not newest."""
         return [c for group in self.groups[:-1] for c in group]
+
+
+def emitted(metric: Any, strategy: Any, name: str, value: Any, *, experience: bool) -> MetricValue:
+    """A value under its full name, with the evaluated stream and, for a value of one experience, that experience."""
+    full = get_metric_name(name, strategy, add_experience=experience, add_task=False)
+    return MetricValue(metric, full, value, strategy.clock.train_iterations)
 
 
 class MatrixValue(AlternativeValues):
@@ -174,13 +181,10 @@ class GatheringMetric(PluginMetric[dict[str, Any]], ABC):
     def _emitted(self, strategy: Any, level: Level, rows: list[tuple[Tensor, ...]]) -> list[MetricValue]:
         if level not in self.levels:
             return []
-        values = []
-        for name, value in (self._measured(level, rows) or {}).items():
-            full = get_metric_name(
-                f"{name}_{SUFFIX[level]}", strategy, add_experience=level == "experience", add_task=False
-            )
-            values.append(MetricValue(self, full, value, strategy.clock.train_iterations))
-        return values
+        return [
+            emitted(self, strategy, f"{name}_{SUFFIX[level]}", value, experience=level == "experience")
+            for name, value in (self._measured(level, rows) or {}).items()
+        ]
 
     def _measured(self, level: Level, rows: list[tuple[Tensor, ...]]) -> dict[str, Any] | None:
         if not rows:
@@ -199,7 +203,7 @@ class FeatureMetric(GatheringMetric):
     Args:
         name: of the helper, for errors.
         levels: see ``GatheringMetric``.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: see ``FeatureCapture``.
         source: labelled images beside those evaluated, embedded once per evaluation; None: there are none.
     """
 
@@ -249,10 +253,10 @@ class FeatureMetric(GatheringMetric):
     def after_eval_forward(self, strategy: Any) -> None:
         """Take the batch's features."""
         if self.ready:
-            self._features = check_rows(self.capture.take(strategy.mb_output), strategy.mb_y, self.name)
+            self._features = check_rows(self.name, self.capture.take(strategy.mb_output), strategy.mb_y)
 
     def batch(self, strategy: Any) -> tuple[Tensor, ...]:
         """Labels and features."""
         features, self._features = self._features, None
         assert features is not None
-        return strategy.mb_y, features
+        return strategy.mb_y.long(), features

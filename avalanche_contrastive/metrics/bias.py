@@ -147,7 +147,7 @@ class BiasMetric(GatheringMetric):
 
     def batch(self, strategy: Any) -> tuple[Tensor, ...]:
         """Labels, predictions and logit gaps of images of seen classes."""
-        y = strategy.mb_y
+        y = strategy.mb_y.long()
         predicted, gap = _scored("bias_metrics", strategy.mb_output, self.ledger.old, self.ledger.newest)
         kept = torch.isin(y, torch.tensor(self.ledger.seen, device=y.device))
         return y[kept], predicted[kept], gap[kept]

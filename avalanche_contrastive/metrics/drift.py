@@ -6,13 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from avalanche.evaluation import PluginMetric
-from avalanche.models import avalanche_forward
 from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_contrastive._checks import check_flag, check_positive
 from avalanche_contrastive._torch import own_random_state
-from avalanche_contrastive.features import FeatureCapture
+from avalanche_contrastive.features import FeatureCapture, own_forward
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.search import WORKING_SET, check_features, check_y
 from avalanche_contrastive.metrics.sources import whole
@@ -146,9 +145,8 @@ class DriftMetric(FeatureMetric):
         previous: the frozen copy, in evaluation mode; None before the second experience.
 
     Args:
-        levels: "experience", "stream" and "old", see ``drift_metrics``.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
-        temperature, teacher_temperature: of ``relation_drift``.
+        levels: "experience", "stream" and "old".
+        layer, temperature, teacher_temperature: see ``drift_metrics``.
     """
 
     def __init__(
@@ -197,9 +195,8 @@ class DriftMetric(FeatureMetric):
         """Labels, features now, and features before."""
         assert self.previous is not None
         y, features = super().batch(strategy)
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
         with self._previous_capture.listening(self.previous):
-            output = avalanche_forward(self.previous, strategy.mb_x, tasks)
+            output, _ = own_forward(strategy, self.previous)
         return y, features, self._previous_capture.take(output)
 
     def measure(self, y: Tensor, *gathered: Tensor) -> dict[str, Any]:
@@ -237,7 +234,7 @@ def drift_metrics(
         stream: one value for all evaluated experiences together.
         old: one value for the images, in all evaluated experiences together, of classes trained before the latest
             experience that brought any.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         temperature, teacher_temperature: of ``relation_drift``.
 
     Raises:

@@ -14,7 +14,7 @@ from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_leve
 from avalanche_contrastive.metrics.retrieval import nearest_neighbours
 from avalanche_contrastive.metrics.search import Distance, check_features, check_y
 from avalanche_contrastive.metrics.sources import Data, Source
-from avalanche_contrastive.readout import fit_linear, fit_nearest_mean
+from avalanche_contrastive.readout import fit_nearest_mean, fit_standardized, full_precision
 
 __all__ = ["ReadOutMetric", "fit_readout", "readout_metrics"]
 
@@ -35,11 +35,9 @@ def fit_readout(
 ) -> Callable[[Tensor], Tensor]:
     """Fit a classifier to frozen features.
 
-    "linear" is ``fit_linear``, softmax regression by class-balanced SGD, on features of zero mean and of unit variance
-    over the width D in every dimension (those of the fitting data), so that one learning rate suits any network;
-    dimensions that do not vary take no part. "nearest_mean" is ``fit_nearest_mean``: the class whose mean of unit
-    features is nearest in angle. "knn" takes the vote of the k nearest; of classes with equal votes the lowest id
-    wins, as in scikit-learn.
+    "linear" is ``readout.fit_standardized``, softmax regression by class-balanced SGD on standardised features.
+    "nearest_mean" is ``readout.fit_nearest_mean``: the class whose mean of unit features is nearest in angle. "knn"
+    takes the vote of the k nearest; of classes with equal votes the lowest id wins, as in scikit-learn.
 
     No random number is drawn from the global state.
 
@@ -66,17 +64,12 @@ def fit_readout(
     y = check_y(name, "y", y, len(features))
     if len(features) == 0:
         raise ValueError(f"{name}: there is no image to fit on.")
-    features = features.detach().float()
+    features = full_precision(features)
     if kind == "knn":
         return _Voters(features, y, min(k, len(y)), distance)
     if kind == "nearest_mean":
         return _Linear(*fit_nearest_mean(features, y), unit=True)
-    mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    # A dimension that does not vary has a deviation of rounding errors.
-    varies = std > 1e-6 * features.abs().amax(dim=0)
-    scale = torch.where(varies, 1 / (std * features.shape[1] ** 0.5), 0.0)
-    classes, weight, bias = fit_linear((features - mean) * scale, y, epochs=epochs, seed=seed)
-    return _Linear(classes, weight * scale, bias, origin=mean)
+    return _Linear(*fit_standardized(features, y, epochs=epochs, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -84,16 +77,18 @@ class _Linear:
     classes: Tensor
     weight: Tensor
     bias: Tensor
-    unit: bool = False
     origin: Tensor | None = None
+    unit: bool = False
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        features = features.float() if self.origin is None else features.float() - self.origin
+        features = _checked("a fitted read-out", features, self.weight.shape[1])
+        if self.origin is not None:
+            features = features - self.origin
         if self.unit:
             features = F.normalize(features, dim=1)
         with torch.autocast(features.device.type, enabled=False):
-            return self.classes[F.linear(features, self.weight, self.bias).argmax(dim=1)]
+            return self.classes[F.linear(features.to(self.weight), self.weight, self.bias).argmax(dim=1)]
 
 
 @dataclass(frozen=True)
@@ -105,23 +100,31 @@ class _Voters:
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
+        features = _checked("a fitted read-out", features, self.features.shape[1])
         classes, target = torch.unique(self.y, return_inverse=True)
-        voters = target[nearest_neighbours(features.float(), self.k, gallery=self.features, distance=self.distance)]
+        voters = target[nearest_neighbours(features, self.k, gallery=self.features, distance=self.distance)]
         votes = torch.zeros(len(features), len(classes), device=self.y.device)
         votes.scatter_add_(1, voters, torch.ones_like(voters, dtype=votes.dtype))
         winners: Tensor = classes[votes.argmax(dim=1)]
         return winners
 
 
+def _checked(name: str, features: Tensor, width: int) -> Tensor:
+    check_features(name, "features", features)
+    if features.shape[1] != width:
+        raise ValueError(
+            f"{name}: it was fitted to features of width {width}, got {features.shape[1]}. Are both from the same "
+            "layer of the same model?"
+        )
+    return full_precision(features)
+
+
 class ReadOutMetric(FeatureMetric):
     """Accuracy of classifiers that are fitted to features of given data at every evaluation.
 
     Args:
-        kinds: of "linear", "nearest_mean", "knn".
-        levels: "experience", "stream" and "seen", see ``readout_metrics``.
-        data: what the classifiers are fitted on.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
-        k, distance, epochs: see ``fit_readout``.
+        levels: "experience", "stream" and "seen".
+        kinds, data, layer, k, distance, epochs: see ``readout_metrics``.
     """
 
     def __init__(
@@ -209,7 +212,7 @@ def readout_metrics(
         stream: on all evaluated experiences together.
         seen: on the images, in all evaluated experiences together, of classes trained so far.
         name: what the values' names say of the data; None: made from them.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         k, distance, epochs: see ``fit_readout``.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
-from avalanche_contrastive._checks import check_choice
+from avalanche_contrastive._checks import check_choice, check_count
 from avalanche_contrastive.metrics.base import SUFFIX, FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.search import Distance, Search, Ties, check_ties, prepared, similarities
 from avalanche_contrastive.metrics.sources import Data, Source
@@ -150,8 +150,7 @@ def nearest_neighbours(
 
 
 def _checked_k(name: str, argument: str, k: int) -> int:
-    if isinstance(k, bool) or not hasattr(k, "__index__") or operator.index(k) < 1:
-        raise ValueError(f"{name}: {argument} must be a whole number >= 1, got {k!r}.")
+    check_count(name, 1, **{argument: k})
     return operator.index(k)
 
 
@@ -165,14 +164,8 @@ class RetrievalMetric(FeatureMetric):
     """Recall@K and mAP@R on the features of any strategy's model.
 
     Args:
-        ks: the values of K.
-        level: "experience" (queries and gallery are that experience's data), "stream" (all evaluated experiences
-            together) or "seen" (the same, images of classes trained so far only).
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
-        map_at_r: mAP@R, too.
-        distance: "cosine" or "euclidean".
-        ties: "positive", "index" or "mean", see ``recall_at_k``.
-        gallery: data to search in instead, see ``Source``; None: leave-one-out.
+        level: "experience", "stream" or "seen".
+        ks, layer, map_at_r, distance, ties, gallery: see ``retrieval_metrics``.
     """
 
     def __init__(
@@ -238,7 +231,7 @@ def retrieval_metrics(
         stream: one value for all evaluated experiences together.
         seen: one value for the images, in all evaluated experiences together, of classes trained so far (those of the
             experience under training count); none before the first training.
-        layer: name of the layer whose output is the feature; None: the input of the last classifier layer.
+        layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         distance: "cosine" or "euclidean".
         ties: "positive", "index" or "mean", see ``recall_at_k``.
         gallery: data to search in instead of the evaluated images themselves, see ``Source``: with the training

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import torch
 from avalanche.benchmarks.scenarios.generic_scenario import CLStream
-from avalanche.models import avalanche_forward
 from avalanche.training.supervised import JointTraining
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from avalanche_contrastive._torch import own_random_state, preserved_modes
-from avalanche_contrastive.features import FeatureCapture
+from avalanche_contrastive._torch import own_random_state
+from avalanche_contrastive.features import strategy_features
+from avalanche_contrastive.readout import embed_dataset
 
 __all__ = ["Data", "Source"]
 
@@ -81,41 +81,17 @@ class Source:
             datasets: Iterable[Any] = self._seen
         else:
             datasets = _datasets(self.data(strategy) if callable(self.data) else self.data)
-        capture = FeatureCapture(layer)
-        parts: list[tuple[Tensor, Tensor]] = []
-        with own_random_state(), preserved_modes(strategy.model), torch.no_grad():
-            strategy.model.eval()
-            for dataset in datasets:
-                parts.extend(_batches(strategy, dataset, capture))
+        options = {"batch_size": strategy.eval_mb_size, "device": strategy.device}
+        features_of = strategy_features(strategy, strategy.model, layer)
+        with own_random_state():
+            parts = [
+                embed_dataset(strategy.model, dataset, features_of=features_of, **options)
+                for dataset in datasets
+                if len(dataset) > 0
+            ]
         if not parts:
             return None
         return torch.cat([features for features, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def _batches(strategy: Any, dataset: Any, capture: FeatureCapture) -> Iterator[tuple[Tensor, Tensor]]:
-    dataset = dataset.eval() if hasattr(dataset, "eval") else dataset
-    loader = DataLoader(
-        dataset,
-        batch_size=strategy.eval_mb_size,
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),  # its own: no draw from the global one
-    )
-    for x, y, *rest in loader:
-        x, y = x.to(strategy.device), y.to(strategy.device)
-        tasks = rest[-1].to(strategy.device) if rest else None
-        with capture.listening(strategy.model):
-            output = avalanche_forward(strategy.model, x, tasks)
-        yield check_rows(capture.take(output), y), y
-
-
-def check_rows(features: Tensor, y: Tensor, name: str = "a metric's data") -> Tensor:
-    """The features, if there is one row for each label."""
-    if len(features) != len(y):
-        raise ValueError(
-            f"{name}: {len(features)} features for {len(y)} images. Does the model split its batch between heads, or "
-            "the stream make views in evaluation? Name a layer: layer='...'."
-        )
-    return features
 
 
 def trained_dataset(strategy: Any) -> Any:

@@ -7,14 +7,12 @@ from typing import Any, Literal, overload
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_flag
-from avalanche_contrastive.metrics.base import chosen_levels
-from avalanche_contrastive.metrics.retrieval import RetrievalMetric
-from avalanche_contrastive.metrics.search import Distance, Ties
-from avalanche_contrastive.metrics.sources import Data, whole
+from avalanche_contrastive.metrics.base import chosen_levels, emitted
+from avalanche_contrastive.metrics.retrieval import retrieval_metrics
+from avalanche_contrastive.metrics.sources import whole
 
 __all__ = ["ForgettingMetric", "backward_transfer", "forgetting", "retrieval_forgetting_metrics", "with_forgetting"]
 
@@ -93,10 +91,11 @@ def _reduced(values: Tensor, reduction: str) -> float | Tensor:
     return values.nanmean().item() if reduction == "mean" else values
 
 
-class ForgettingMetric(PluginMetric[dict[str, float]]):
+class ForgettingMetric:
     """Forgetting and backward transfer of what another metric emits per evaluated experience.
 
-    The other metric lives inside this one, which passes on every call to it and reads its values. A row of the matrix
+    The other metric lives inside this one, which stands for it in Avalanche's evaluator: it hands on each call of a
+    hook and reads the values. (No ``PluginMetric``, whose empty hooks would stand in the way.) A row of the matrix
     is what was evaluated last before the next experience's training starts; an experience that is trained again, or
     comes in pieces (an online stream), starts no new row. Evaluated streams (validation, test) are kept apart.
 
@@ -114,7 +113,6 @@ class ForgettingMetric(PluginMetric[dict[str, float]]):
     def __init__(
         self, metric: PluginMetric[Any], *, experience: bool = True, stream: bool = True, keep: bool = False
     ) -> None:
-        super().__init__()
         if not isinstance(metric, PluginMetric):
             raise ValueError(f"ForgettingMetric: metric must be a plugin metric, got {type(metric).__name__}.")
         check_flag("ForgettingMetric", keep=keep)
@@ -189,29 +187,21 @@ class ForgettingMetric(PluginMetric[dict[str, float]]):
             each = of(matrix, reduction="none")
             value = float(each.nanmean() if place is None else each[place])
             if value == value:
-                metric = f"{name}_{what}_{'Stream' if place is None else 'Exp'}"
-                full = get_metric_name(metric, strategy, add_experience=place is not None, add_task=False)
-                values.append(MetricValue(self, full, value, strategy.clock.train_iterations))
+                full = f"{name}_{what}_{'Stream' if place is None else 'Exp'}"
+                values.append(emitted(self, strategy, full, value, experience=place is not None))
         return values
 
     def _passed(self, values: Any) -> list[MetricValue]:
         return _as_list(values) if self.keep else []
 
+    def __getattr__(self, name: str) -> Callable[[Any], list[MetricValue]]:
+        if not name.startswith(("before_", "after_")):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        hook = getattr(self.metric, name)  # every other hook is the other metric's
+        return lambda strategy: self._passed(hook(strategy))
+
     def __str__(self) -> str:
         return f"Forgetting({self.metric})"
-
-
-def _pass_on(hook: str) -> Callable[[ForgettingMetric, Any], Any]:
-    def passed(self: ForgettingMetric, strategy: Any) -> Any:
-        return self._passed(getattr(self.metric, hook)(strategy))
-
-    passed.__name__, passed.__doc__ = hook, getattr(PluginMetric, hook).__doc__
-    return passed
-
-
-for _hook in dir(PluginMetric):
-    if _hook.startswith(("before_", "after_")) and _hook not in vars(ForgettingMetric):
-        setattr(ForgettingMetric, _hook, _pass_on(_hook))
 
 
 def _as_list(values: Any) -> list[MetricValue]:
@@ -228,7 +218,7 @@ def _per_experience(values: Iterable[MetricValue]) -> list[tuple[str, float]]:
 
 def with_forgetting(
     metrics: Iterable[PluginMetric[Any]], *, experience: bool = True, stream: bool = True
-) -> list[PluginMetric[Any]]:
+) -> list[ForgettingMetric]:
     """The same metrics, with forgetting and backward transfer of all that they emit per evaluated experience.
 
     ``with_forgetting(retrieval_metrics(ks=(1, 5)) + accuracy_metrics(experience=True))`` gives, beside what those give,
@@ -248,16 +238,8 @@ def with_forgetting(
 
 
 def retrieval_forgetting_metrics(
-    *,
-    ks: Sequence[int] = (1,),
-    map_at_r: bool = False,
-    experience: bool = True,
-    stream: bool = True,
-    layer: str | None = None,
-    distance: Distance = "cosine",
-    ties: Ties = "positive",
-    gallery: Data | None = None,
-) -> list[PluginMetric[Any]]:
+    *, experience: bool = True, stream: bool = True, **options: Any
+) -> list[ForgettingMetric]:
     """Forgetting and backward transfer in retrieval, as Avalanche plugin metrics.
 
     They are named ``Recall@K_Forgetting_Exp/eval_phase/...`` and ``..._Stream/...``, ``Recall@K_BWT_...``, and the same
@@ -267,11 +249,11 @@ def retrieval_forgetting_metrics(
     Args:
         experience: one value per earlier experience.
         stream: their mean.
-        ks, map_at_r, layer, distance, ties, gallery: see ``retrieval_metrics``.
+        options: of ``retrieval_metrics``: ks, map_at_r, layer, distance, ties, gallery.
 
     Raises:
         ValueError: as ``retrieval_metrics``.
     """
     chosen_levels("retrieval_forgetting_metrics", experience=experience, stream=stream)
-    metric = RetrievalMetric(ks, "experience", layer, map_at_r=map_at_r, distance=distance, ties=ties, gallery=gallery)
+    (metric,) = retrieval_metrics(experience=True, stream=False, **options)
     return [ForgettingMetric(metric, experience=experience, stream=stream)]

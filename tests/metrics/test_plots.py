@@ -13,7 +13,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from avalanche_contrastive import plots
 from avalanche_contrastive.plots import (
     plot_bias,
     plot_curves,
@@ -23,6 +22,7 @@ from avalanche_contrastive.plots import (
     plot_task_confusion,
     project,
 )
+from avalanche_contrastive.plots.drawing import COLOURS
 
 R = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.8, float("nan")], [0.25, 0.5, 1.0]])
 
@@ -205,7 +205,7 @@ def test_embedding_says_class_by_colour_marker_and_label(axes):
     assert len(axes.collections) == 10
     markers = [c.get_paths()[0].vertices.tobytes() for c in axes.collections]
     assert len(set(markers)) == 10
-    assert len({to_hex(c.get_facecolor()[0]) for c in axes.collections}) == len(plots.COLOURS)
+    assert len({to_hex(c.get_facecolor()[0]) for c in axes.collections}) == len(COLOURS)
     assert texts(axes) == [str(c) for c in range(10)]
     assert axes.get_legend().get_title().get_text() == "class"
     assert axes.get_xlabel() == "principal component 1"
@@ -262,6 +262,36 @@ def test_coloured_images(axes):
     assert axes.images[3].get_array().shape == (4, 4, 3)
 
 
+TYPES = {
+    "bfloat16": lambda x: x.bfloat16(),
+    "float16": lambda x: x.half(),
+    "with a graph": lambda x: x.clone().requires_grad_(),
+    "a list of tensors": lambda x: list(x.bfloat16()),
+    "a list of numbers in tensors": lambda x: [[value.bfloat16().requires_grad_() for value in row] for row in x],
+    "numpy": lambda x: x.numpy(),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_numbers_of_any_type(axes, kind):
+    values = torch.tensor([[0.5, 0.25], [0.75, 1.0]])
+    given = TYPES[kind](values)
+    plot_matrix(axes, given)
+    assert texts(axes) == ["50", "25", "75", "100"]
+    plot_curves(axes, {"a": given})
+    assert axes.lines[-1].get_ydata().tolist() == [0.625, 0.625]
+    plot_task_confusion(axes, given)
+    plot_bias(axes, {"a": given[0]}, 0.5)
+    plot_embedding(axes, given, [0, 1])
+    assert project(given) == pytest.approx(values.numpy())
+
+
+def test_images_of_bfloat16(axes):
+    x = images()[0].bfloat16()
+    plot_retrieval(axes, x[:2], list(x[:6].view(2, 3, 1, 8, 8)), torch.eye(2, 3))
+    plot_embedding(axes, x.flatten(1), list(torch.arange(40) % 3))
+
+
 X4 = torch.rand(4, 1, 2, 2)
 BAD = {
     "a vector": (lambda a: plot_matrix(a, [1, 2]), r"plot_matrix: matrix must be a matrix, got shape \(2,\)"),
@@ -281,6 +311,23 @@ BAD = {
     "other ids": (lambda a: plot_embedding(a, torch.ones(3, 3), [0, 1]), r"ids must be one for each of 3"),
     "flat images": (lambda a: plot_retrieval(a, X4[0], X4[None], [[1] * 4]), r"queries must be \(Q, C, H, W\)"),
     "other marks": (lambda a: plot_retrieval(a, X4[:1], X4[None], [[1, 1]]), r"correct \(Q, K\).*\(1, 2\)"),
+    "runs of unequal length": (
+        lambda a: plot_curves(a, {"a": [[0.1, 0.2, 0.3], [0.1, 0.2]]}),
+        r"plot_curves: 'a' must have rows of one length, got 3, 2. Are some of the runs shorter.*nan",
+    ),
+    "tensors of unequal length": (
+        lambda a: plot_curves(a, {"a": [torch.ones(2), torch.ones(3)]}),
+        r"'a' must have rows of one length, got 2, 3",
+    ),
+    "curves of unequal length": (
+        lambda a: plot_curves(a, {"a": [1, 2], "b": [1, 2, 3]}, x=[1, 2]),
+        r"'b' must be.*\(3,\) for 2 places. Are all curves of the same experiences",
+    ),
+    "bars of unequal runs": (lambda a: plot_bias(a, {"a": [[0.1], [0.2, 0.3]]}, 0.2), r"'a' must have rows.*1, 2"),
+    "rows of unequal length": (
+        lambda a: plot_matrix(a, [[1, 2], [3]]),
+        r"matrix must have rows of one length, got 2, 1",
+    ),
     "other labels": (lambda a: plot_retrieval(a, X4[:1], X4[None], [[1] * 4], labels=[]), r"labels.*1 queries, got 0"),
 }
 

@@ -1,4 +1,4 @@
-"""ContrastiveModel, its read-out, the capture of features, frozen copies, random states of one's own."""
+"""ContrastiveModel, frozen copies, random states of one's own."""
 
 import random
 
@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from avalanche.benchmarks import nc_benchmark
+from avalanche.evaluation.metrics import loss_metrics, topk_acc_metrics
 from avalanche.models import (
     FeatureExtractorBackbone,
-    IncrementalClassifier,
-    MTSimpleMLP,
     NCMClassifier,
-    SimpleMLP,
     TrainEvalModel,
 )
-from avalanche.models.cosine_layer import CosineIncrementalClassifier
-from avalanche.models.utils import FeatureExtractorModel
-from helpers.streams import make_benchmark, make_encoder
+from avalanche.models.utils import FeatureExtractorModel, avalanche_model_adaptation
+from avalanche.training.plugins import EvaluationPlugin
+from helpers.streams import ORDER, Images, digits, make_benchmark, make_encoder
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from avalanche_contrastive import ContrastiveModel
+from avalanche_contrastive import BatchAugmentation, Co2L, ContrastiveModel, MTContrastiveModel
 from avalanche_contrastive._torch import own_random_state, unwrapped
-from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.readout import ReadOut, embed_dataset, fit_linear, fit_nearest_mean
+from avalanche_contrastive.metrics import drift_metrics, readout_metrics
 from avalanche_contrastive.teacher import frozen_copy
 
 
@@ -75,189 +74,188 @@ def test_sequences_need_the_rank_of_a_sample():
     assert m.has_views(torch.zeros(4, 2, 7, 9))
 
 
-# ---- read-out
+# ---- width of the logits, types, inputs of several tensors
 
 
-def test_unfitted_classes_never_win():
-    readout = ReadOut(4)
-    readout.widen(6)
-    readout.fit(torch.tensor([1, 4]), torch.randn(2, 4), torch.tensor([-50.0, -60.0]), unit=False)
-    logits = readout(torch.randn(20, 4))
-    assert set(logits.argmax(dim=1).tolist()) <= {1, 4}
-    assert (logits[:, [0, 2, 3, 5]] == -1000).all()
-    readout.fit(torch.tensor([2]), torch.randn(1, 4), torch.zeros(1), unit=False)
-    assert readout.fitted.nonzero()[:, 0].tolist() == [2]
-    assert (readout.weight[[1, 4]] == 0).all()
+def co2l(m, metrics=(), **options):
+    return Co2L(
+        model=m,
+        optimizer=torch.optim.SGD(m.parameters(), lr=0.05),
+        mem_size=20,
+        augmentation=BatchAugmentation(flip=0.0),
+        readout_epochs=5,
+        train_mb_size=12,
+        eval_mb_size=30,
+        evaluator=EvaluationPlugin(*metrics, loggers=[]),
+        **options,
+    )
 
 
-def test_the_read_out_widens_to_the_stream_and_keeps_its_values():
-    readout = ReadOut(4)
-    readout.fit(torch.tensor([0, 1]), torch.randn(2, 4), torch.randn(2), unit=False)
-    weight = readout.weight.clone()
-    for experience in make_benchmark().test_stream:
-        readout.adaptation(experience)
-    assert readout.weight.shape == (10, 4)
-    assert torch.equal(readout.weight[:2], weight)
+CRITERIA = {
+    "class weights": nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0)),
+    "one-hot": lambda logits, y: F.binary_cross_entropy_with_logits(logits, F.one_hot(y, 10).float()),
+    "an average per class": lambda logits, y: F.nll_loss(logits.log_softmax(1), y, weight=torch.ones(10)),
+}
 
 
-def test_the_state_dict_of_a_trained_model_loads_into_a_fresh_one():
-    trained, fresh, x = model(), model(), torch.rand(3, 1, 8, 8)
-    trained.readout.fit(torch.arange(7), torch.randn(7, 16), torch.randn(7), unit=True)
-    fresh.load_state_dict(trained.state_dict())
-    assert torch.equal(fresh.eval()(x), trained.eval()(x))
+@pytest.mark.parametrize("num_classes", [None, 10])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_logits_are_as_wide_as_a_classifiers(criterion, num_classes):
+    """With num_classes, or as the stream names its classes: from the first evaluation on, before any training."""
+    m = model(num_classes=num_classes)
+    metrics = [*topk_acc_metrics(top_k=3, experience=True, stream=True), *loss_metrics(experience=True)]
+    strategy, benchmark = co2l(m, metrics, criterion=CRITERIA[criterion]), make_benchmark("C")
+    strategy.eval(benchmark.test_stream)
+    strategy.train(benchmark.train_stream[0])
+    strategy.evaluator.reset_last_metrics()
+    values = {name.split("/")[0]: value for name, value in strategy.eval(benchmark.test_stream[:1]).items()}
+    assert m.eval()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    x, y = images_of(benchmark.test_stream[0])
+    scores = m(x)
+    expected = (scores.topk(3, dim=1).indices == y[:, None]).any(dim=1).float().mean().item()
+    assert values["Topk_3_Acc_Exp"] == pytest.approx(expected)
+    assert values["Loss_Exp"] == pytest.approx(CRITERIA[criterion](scores, y).item(), rel=1e-4)
 
 
-def test_no_optimiser_sees_the_read_out():
-    m = model()
-    m.readout.widen(5)
-    assert not [name for name, _ in m.named_parameters() if name.startswith("readout")]
+def images_of(experience):
+    rows = [experience.dataset.eval()[i][:2] for i in range(len(experience.dataset))]
+    return torch.stack([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
 
 
-def test_linear_read_out_separates_what_is_separable_and_balances_classes():
-    torch.manual_seed(0)
-    centre = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 4.0]])
-    y = torch.tensor([5] * 300 + [2] * 300 + [9] * 6)
-    features = centre[torch.tensor([0] * 300 + [1] * 300 + [2] * 6)] + 0.3 * torch.randn(606, 2)
-    classes, weight, bias = fit_linear(features, y, lr=0.3, epochs=20)
-    assert classes.tolist() == [2, 5, 9]
-    predicted = classes[F.linear(features, weight, bias).argmax(dim=1)]
-    assert (predicted == y).all()
-    # Two overlapping classes of 20 to 1: without balance, all would go to the large one.
-    y = torch.tensor([0] * 400 + [1] * 20)
-    features = torch.randn(420, 2) + torch.where(y == 0, 0.5, -0.5)[:, None]
-    _, weight, bias = fit_linear(features, y, lr=0.1, epochs=20)
-    right = F.linear(features, weight, bias).argmax(dim=1) == y
-    assert right[y == 1].float().mean() > 0.6
-    assert right[y == 0].float().mean() > 0.6
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_an_averaged_copy_of_the_model_is_as_wide(use_buffers):
+    m = model(num_classes=10)
+    averaged, benchmark = AveragedModel(m, use_buffers=use_buffers), make_benchmark()
+    strategy = co2l(m)
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+        averaged.update_parameters(m)
+    assert averaged.eval()(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert torch.equal(averaged.module.readout.fitted > 0, m.readout.fitted > 0)
 
 
-def test_linear_read_out_is_repeatable_and_of_finite_precision():
-    features, y = torch.randn(50, 6, dtype=torch.float64), torch.randint(0, 3, (50,))
-    first, second = (fit_linear(features, y, epochs=3) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(first[1], fit_linear(features, y, epochs=3, seed=1)[1])
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_logits_of_a_head_per_task_are_as_wide(num_classes):
+    m = MTContrastiveModel(make_encoder(), 16, 8, num_classes=num_classes)
+    benchmark = make_benchmark("C")
+    avalanche_model_adaptation(m, benchmark.train_stream[0])
+    assert m.eval()(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)).shape == (4, 10)
 
 
-def test_nearest_mean_is_the_nearest_mean():
-    torch.manual_seed(1)
-    features, y = torch.randn(40, 5), torch.randint(0, 4, (40,)) * 2
-    classes, weight, bias = fit_nearest_mean(features, y)
-    unit = F.normalize(features, dim=1)
-    means = torch.stack([F.normalize(unit[y == c].mean(dim=0), dim=0) for c in classes])
-    distances = torch.cdist(unit, means) ** 2
-    torch.testing.assert_close(F.linear(unit, weight, bias), -distances, atol=1e-5, rtol=1e-5)
+def test_projections_keep_their_length_on_demand():
+    m = model(normalize=False)
+    x = torch.rand(5, 2, 1, 8, 8)
+    assert torch.equal(m(x), m.projector(m.embed(x)))
+    assert not torch.allclose(m(x).norm(dim=2), torch.ones(5, 2))
+    other = MTContrastiveModel(make_encoder(), 16, 8, normalize=False)
+    assert torch.equal(other(x, None), other.projector(other.embed(x)))
 
 
-def test_embedding_a_dataset_restores_every_mode():
-    m = model().train()
-    m.encoder[1].eval()
-    features, y = embed_dataset(m, make_benchmark().train_stream[0].dataset, batch_size=7, device=torch.device("cpu"))
-    assert features.shape == (24, 16)
-    assert y.shape == (24,)
-    assert m.training
-    assert m.encoder[0].training
-    assert not m.encoder[1].training
-    assert not features.requires_grad
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("when", ["before any head", "after the first head"])
+def test_heads_follow_the_models_type_also_those_made_later(dtype, when):
+    m, stream = MTContrastiveModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), 16, 8), task_benchmark().train_stream
+    if when == "after the first head":
+        avalanche_model_adaptation(m, stream[0])
+    m.to(dtype)
+    for experience in stream[:3]:
+        avalanche_model_adaptation(m, experience)
+    assert {head.weight.dtype for head in m.readout.heads.values()} == {dtype}
+    assert m.eval()(torch.rand(4, 1, 8, 8, dtype=dtype), torch.tensor([0, 1, 2, 2])).dtype == dtype
+    meta = MTContrastiveModel(nn.Linear(8, 16), 16, 8).to("meta")
+    avalanche_model_adaptation(meta, stream[0])
+    assert meta.readout.heads["0"].weight.device.type == "meta"
 
 
-# ---- features of any model
+def task_benchmark():
+    train, test = (Images(*part) for part in digits(8))
+    return nc_benchmark(train, test, 5, task_labels=True, fixed_class_order=ORDER)
 
 
-class HeadFirst(nn.Module):
-    """Registers its head before its body: only running tells which layer is last."""
+def test_a_double_model_of_a_head_per_task_trains():
+    train, test = (Images(x.double(), y) for x, y in digits(8))
+    benchmark = nc_benchmark(train, test, 5, task_labels=True, fixed_class_order=ORDER)
+    m = MTContrastiveModel(make_encoder(), 16, 8).double()
+    strategy = co2l(m)
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+    strategy.eval(benchmark.test_stream)
+    assert {b.dtype for b in m.readout.buffers() if b.is_floating_point()} == {torch.float64}
 
-    def __init__(self):
+
+@pytest.mark.parametrize("make", [model, lambda: MTContrastiveModel(make_encoder(), 16, 8)], ids=["one", "per task"])
+@pytest.mark.parametrize("eval_every", [-1, 1])
+def test_evaluation_in_inference_mode_does_not_break_training(make, eval_every):
+    m, benchmark = make(), task_benchmark()
+    strategy = co2l(m, readout_metrics(kinds=("linear",)) + drift_metrics(), eval_every=eval_every)
+    with torch.inference_mode():
+        strategy.eval(benchmark.test_stream[:2])
+    for experience in benchmark.train_stream[:3]:
+        strategy.train(experience)
+        with torch.inference_mode():
+            strategy.eval(benchmark.test_stream)
+    assert strategy.eval(benchmark.test_stream)
+    assert not any(tensor.is_inference() for tensor in m.state_dict().values())
+
+
+class TwoInputs(nn.Module):
+    """An image and a vector that goes with it."""
+
+    def __init__(self, take):
         super().__init__()
-        self.head, self.body = nn.Linear(6, 3), nn.Linear(4, 6)
+        self.image, self.vector, self.take = make_encoder(12), nn.Linear(3, 4), take
 
     def forward(self, x):
-        return self.head(self.body(x).relu())
+        image, vector = self.take(x)
+        return torch.cat([self.image(image), self.vector(vector)], dim=1)
 
 
-@pytest.mark.parametrize(
-    ("net", "expected"),
-    [
-        (HeadFirst(), lambda m, x: m.body(x).relu()),
-        (nn.Sequential(nn.Linear(4, 6), IncrementalClassifier(6)), lambda m, x: m[0](x)),
-        (nn.Linear(4, 3), lambda m, x: x),
-    ],
-    ids=["head first", "growing head", "linear"],
-)
-def test_features_are_what_enters_the_last_classifier_layer(net, expected):
-    capture, x = FeatureCapture(), torch.randn(5, 4)
-    capture.attach(net)
-    net(x)
-    assert torch.equal(capture.take(None), expected(net, x))
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+INPUTS = {
+    "dictionary": (lambda i, v: {"image": i, "vector": v}, lambda x: (x["image"], x["vector"])),
+    "tuple": (lambda i, v: (i, v), lambda x: x),
+    "list in a dictionary": (lambda i, v: {"both": [i, v]}, lambda x: x["both"]),
+}
 
 
-def test_features_of_avalanches_models():
-    x, capture = torch.rand(4, 1, 28, 28), FeatureCapture()
-    mlp = SimpleMLP(num_classes=10).eval()
-    with capture.listening(mlp):
-        mlp(x)
-    assert torch.equal(capture.take(None), mlp.features(x.flatten(1)))
-    heads = MTSimpleMLP().eval()
-    for experience in make_benchmark("C").train_stream[:1]:
-        heads.classifier.train().adaptation(experience)
-    with capture.listening(heads):
-        heads(x, torch.zeros(4, dtype=torch.long))
-    assert capture.take(None).shape == (4, 512)
-    ncm = NCMClassifier()
-    ncm.update_class_means_dict({0: torch.randn(6)})
-    net = nn.Sequential(nn.Linear(4, 6), ncm)
-    with capture.listening(net):
-        net(torch.randn(3, 4))
-    assert capture.take(None).shape == (3, 6)
+@pytest.mark.parametrize(("pack", "take"), INPUTS.values(), ids=INPUTS.keys())
+def test_batches_of_several_tensors(pack, take):
+    m = ContrastiveModel(TwoInputs(take), 16, 8, num_classes=4).eval()
+    image, vector = torch.rand(5, 2, 1, 8, 8), torch.rand(5, 2, 3)
+    assert m.has_views(pack(image, vector))
+    assert not m.has_views(pack(image[:, 0], vector[:, 0]))
+    both, one = m.embed(pack(image, vector)), m.embed(pack(image[:, 1], vector[:, 1]))
+    assert both.shape == (5, 2, 16)
+    torch.testing.assert_close(both[:, 1], one)
+    assert m.project(pack(image, vector)).shape == (5, 2, 8)
+    assert m(pack(image, vector)).shape == m(pack(image[:, 0], vector[:, 0])).shape == (5, 4)
 
 
-def test_features_keep_their_gradient():
-    net, capture = HeadFirst(), FeatureCapture()
-    capture.attach(net)
-    net(torch.randn(2, 4))
-    capture.take(None).sum().backward()
-    assert net.body.weight.grad is not None
+BAD = {
+    "no tensor": (lambda: model().embed({"name": ["a", "b"]}), r"must be a tensor, or a dictionary.*got dict without"),
+    "an encoder of dictionaries": (
+        lambda: ContrastiveModel(Packed(), 16, 8).embed(torch.rand(2, 16)),
+        r"must map 2 inputs to \(2, 16\), got dict",
+    ),
+    "no class": (lambda: model(num_classes=0), r"ContrastiveModel: num_classes must be a whole number >= 1, got 0"),
+    "a flag": (lambda: model(normalize="l2"), r"normalize must be True or False, got 'l2'"),
+    "axes": (lambda: model(sample_ndim=0.5), r"sample_ndim must be a whole number >= 1"),
+}
 
 
-def test_hooks_are_gone_after_a_failed_pass():
-    net, capture = HeadFirst(), FeatureCapture()
-    with pytest.raises(RuntimeError), capture.listening(net):
-        net(torch.randn(2, 9))
-    assert not any(m._forward_pre_hooks for m in net.modules())
+class Packed(nn.Module):
+    def forward(self, x):
+        return {"features": x}
 
 
-def test_a_layer_that_does_not_run_is_an_error():
-    net, capture = nn.Sequential(nn.Identity()), FeatureCapture("unused")
-    net.unused = nn.Linear(1, 1)
-    net.forward = lambda x: x
-    capture.attach(net)
-    net(torch.zeros(1))
-    with pytest.raises(ValueError, match=r"layer 'unused' must be a tensor, got nothing.*skip"):
-        capture.take(None)
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
-def test_a_layer_that_is_not_the_models_last_is_refused():
-    net = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 3, 1), nn.Flatten())
-    capture = FeatureCapture()
-    capture.attach(net)
-    logits = net(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="gives 6 outputs, but the model gives 3"):
-        capture.take(logits)
-
-
-def test_features_of_avalanches_cosine_head():
-    class Cosine(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6)), CosineIncrementalClassifier(6, 3)
-
-        def forward(self, x):
-            return self.head(self.body(x))
-
-    net, x, capture = Cosine(), torch.randn(5, 4), FeatureCapture()
-    capture.attach(net)
-    logits = net(x)
-    assert torch.equal(capture.take(logits), net.body(x))
+def test_a_class_beyond_num_classes_is_named():
+    with pytest.raises(ValueError, match=r"no column for class 9, since num_classes is 4"):
+        co2l(model(num_classes=4)).train(make_benchmark().train_stream[0])
 
 
 # ---- frozen copies and random states

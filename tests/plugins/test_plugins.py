@@ -673,7 +673,7 @@ def test_co2l_gives_the_batch_back_to_the_metrics():
             shapes.append((tuple(strategy.mb_x.shape), tuple(strategy.mb_output.shape), len(strategy.mb_y)))
 
     naive(make_model("co2l"), [make_plugin("co2l"), Shapes()]).train(make_benchmark().train_stream[0])
-    assert shapes[0] == ((10, 1, 8, 8), (10, 9), 10)
+    assert shapes[0] == ((10, 1, 8, 8), (10, 10), 10)
 
 
 def test_co2l_options_change_the_objective():

@@ -1,0 +1,84 @@
+"""What the pictures share: colours, numbers from tensors and lists, matrices of cells."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "HATCHES",
+    "MARKERS",
+    "RIGHT",
+    "WRONG",
+    "Array",
+    "Numbers",
+    "as_matrix",
+    "draw_cells",
+    "name_ticks",
+    "numbers",
+]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*X<>ph"
+DASHES = ("-", "--", "-.", ":")
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++")
+RIGHT, WRONG = "#009E73", "#D55E00"
+
+Array = NDArray[Any]
+Numbers = ArrayLike | Tensor
+
+
+def numbers(name: str, argument: str, x: Numbers) -> Array:
+    """Numbers as numpy has them, from tensors of any type and device, and from lists of these.
+
+    Raises:
+        ValueError: rows of unequal length.
+    """
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    if not isinstance(x, (list, tuple)) or not x or not isinstance(x[0], (list, tuple, Tensor, np.ndarray)):
+        return np.asarray(x)
+    parts = [numbers(name, argument, part) for part in x]
+    if len({part.shape for part in parts}) > 1:
+        lengths = ", ".join(str(len(part)) if part.ndim else "1" for part in parts)
+        raise ValueError(
+            f"{name}: {argument} must have rows of one length, got {lengths}. Are some of the runs shorter? Leave them "
+            "out, or fill them up with nan."
+        )
+    return np.asarray(parts)
+
+
+def as_matrix(name: str, argument: str, x: Numbers) -> Array:
+    """Numbers (T, J) as floats, or an error."""
+    matrix = numbers(name, argument, x)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(f"{name}: {argument} must be a matrix, got shape {matrix.shape}.")
+    return matrix.astype(float)
+
+
+def draw_cells(axes: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
+    """Shares in [0, 1] as shades, with texts on them that can be read."""
+    axes.set_facecolor("0.9")  # of cells without a number
+    axes.imshow(np.ma.masked_invalid(shares), cmap="cividis", vmin=0, vmax=1)
+    size = 11 if max(shares.shape) <= 6 else 8 if max(shares.shape) <= 12 else 5
+    for (i, j), share in np.ndenumerate(shares):
+        colour = "white" if share <= 0.5 else "black"
+        axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=size, color=colour)
+
+
+def name_ticks(
+    name: str, axes: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None, shape: tuple[int, ...]
+) -> None:
+    """Write the names of a matrix's rows and columns, or their numbers from 1."""
+    for names, count, setter in ((columns, shape[1], axes.set_xticks), (rows, shape[0], axes.set_yticks)):
+        if names is not None and len(names) != count:
+            raise ValueError(f"{name}: there must be {count} names, got {len(names)}.")
+        setter(range(count), [str(i + 1) for i in range(count)] if names is None else list(names))
+    axes.tick_params(length=0)

@@ -1,0 +1,67 @@
+"""Heat maps of matrices over the experiences."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from avalanche_contrastive.plots.drawing import Numbers, as_matrix, draw_cells, name_ticks
+
+__all__ = ["plot_matrix", "plot_task_confusion"]
+
+
+def plot_matrix(
+    axes: Axes,
+    matrix: Numbers,
+    *,
+    value: str = "accuracy",
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Axes:
+    """A heat map of R[i][j], a figure on experience j after training on experience i, with its numbers in per cent.
+
+    A step marks where experiences start to be trained ones: left of it and below is what can be forgotten.
+
+    Args:
+        axes: to draw on.
+        matrix: (T, J), shares in [0, 1]; nan is left without a number.
+        value: what the numbers are, for the title.
+        rows: names of the rows; None: 1 to T.
+        columns: names of the columns; None: 1 to J.
+
+    Raises:
+        ValueError: no matrix, or names of another number.
+    """
+    r = as_matrix("plot_matrix", "matrix", matrix)
+    draw_cells(axes, r, [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in r])
+    name_ticks("plot_matrix", axes, rows, columns, r.shape)
+    edge = np.repeat(np.arange(min(r.shape) + 1), 2) - 0.5
+    axes.plot(edge[1:], edge[:-1], color="white", linewidth=2.5, solid_joinstyle="miter")
+    axes.plot(edge[1:], edge[:-1], color="black", linewidth=1.2, linestyle="--", dash_joinstyle="miter")
+    axes.set(xlim=(-0.5, r.shape[1] - 0.5), ylim=(r.shape[0] - 0.5, -0.5))
+    axes.set(xlabel="evaluated on experience", ylabel="after training on experience", title=f"{value} (%)")
+    return axes
+
+
+def plot_task_confusion(axes: Axes, counts: Numbers, *, names: Sequence[str] | None = None) -> Axes:
+    """A heat map of a task confusion matrix: shares of each row in per cent.
+
+    Args:
+        axes: to draw on.
+        counts: images by (experience of the true class, experience of the predicted class), (T, T), >= 0.
+        names: of the experiences; None: 1 to T.
+
+    Raises:
+        ValueError: no square matrix, a count below zero, or names of another number.
+    """
+    c = as_matrix("plot_task_confusion", "counts", counts)
+    if c.shape[0] != c.shape[1] or not (c >= 0).all():
+        raise ValueError(f"plot_task_confusion: counts must be a square matrix of numbers >= 0, got shape {c.shape}.")
+    total = c.sum(axis=1, keepdims=True)
+    shares = np.divide(c, total, out=np.full_like(c, np.nan), where=total > 0)
+    draw_cells(axes, shares, [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in shares])
+    name_ticks("plot_task_confusion", axes, names, names, c.shape)
+    axes.set(
+        xlabel="experience of the predicted class", ylabel="experience of the true class", title="images (% of row)"
+    )
+    return axes

@@ -1,0 +1,269 @@
+"""The capture of features from inside any model."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.models import (
+    IncrementalClassifier,
+    MTSimpleMLP,
+    MultiHeadClassifier,
+    MultiTaskModule,
+    NCMClassifier,
+    SimpleMLP,
+)
+from avalanche.models.cosine_layer import CosineIncrementalClassifier
+from helpers.streams import make_benchmark
+from torch import nn
+
+from avalanche_contrastive.features import FeatureCapture
+
+
+class HeadFirst(nn.Module):
+    """Registers its head before its body: only running tells which layer is last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(6, 3), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (HeadFirst(), lambda m, x: m.body(x).relu()),
+        (nn.Sequential(nn.Linear(4, 6), IncrementalClassifier(6)), lambda m, x: m[0](x)),
+        (nn.Linear(4, 3), lambda m, x: x),
+    ],
+    ids=["head first", "growing head", "linear"],
+)
+def test_features_are_what_enters_the_last_classifier_layer(net, expected):
+    capture, x = FeatureCapture(), torch.randn(5, 4)
+    capture.attach(net)
+    net(x)
+    assert torch.equal(capture.take(None), expected(net, x))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+
+
+def test_features_of_avalanches_models():
+    x, capture = torch.rand(4, 1, 28, 28), FeatureCapture()
+    mlp = SimpleMLP(num_classes=10).eval()
+    with capture.listening(mlp):
+        mlp(x)
+    assert torch.equal(capture.take(None), mlp.features(x.flatten(1)))
+    heads = MTSimpleMLP().eval()
+    for experience in make_benchmark("C").train_stream[:1]:
+        heads.classifier.train().adaptation(experience)
+    with capture.listening(heads):
+        heads(x, torch.zeros(4, dtype=torch.long))
+    assert capture.take(None).shape == (4, 512)
+    ncm = NCMClassifier()
+    ncm.update_class_means_dict({0: torch.randn(6)})
+    net = nn.Sequential(nn.Linear(4, 6), ncm)
+    with capture.listening(net):
+        net(torch.randn(3, 4))
+    assert capture.take(None).shape == (3, 6)
+
+
+def test_features_keep_their_gradient():
+    net, capture = HeadFirst(), FeatureCapture()
+    capture.attach(net)
+    net(torch.randn(2, 4))
+    capture.take(None).sum().backward()
+    assert net.body.weight.grad is not None
+
+
+def test_hooks_are_gone_after_a_failed_pass():
+    net, capture = HeadFirst(), FeatureCapture()
+    with pytest.raises(RuntimeError), capture.listening(net):
+        net(torch.randn(2, 9))
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_layer_that_does_not_run_is_an_error():
+    net, capture = nn.Sequential(nn.Identity()), FeatureCapture("unused")
+    net.unused = nn.Linear(1, 1)
+    net.forward = lambda x: x
+    capture.attach(net)
+    net(torch.zeros(1))
+    with pytest.raises(ValueError, match=r"layer 'unused' must be a tensor, got nothing.*skip"):
+        capture.take(None)
+
+
+def test_a_layer_that_is_not_the_models_last_is_refused():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 3, 1), nn.Flatten())
+    capture = FeatureCapture()
+    capture.attach(net)
+    logits = net(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="gives 6 outputs, but the model gives 3"):
+        capture.take(logits)
+
+
+def test_features_of_avalanches_cosine_head():
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6)), CosineIncrementalClassifier(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    net, x, capture = Cosine(), torch.randn(5, 4), FeatureCapture()
+    capture.attach(net)
+    logits = net(x)
+    assert torch.equal(capture.take(logits), net.body(x))
+
+
+# ---- more than one classifier layer
+
+
+class TwoHeads(nn.Module):
+    """A main head, and an auxiliary one of equal width on other features, which runs last."""
+
+    def __init__(self, give=lambda main, aux: main):
+        super().__init__()
+        self.body, self.other = nn.Linear(4, 6), nn.Linear(4, 5)
+        self.head, self.aux = nn.Linear(6, 3), nn.Linear(5, 3)
+        self.give = give
+
+    def forward(self, x):
+        main = self.head(self.body(x).relu())
+        return self.give(main, self.aux(self.other(x).relu()))
+
+
+RETURNED = {
+    "one of two": (lambda main, aux: main, lambda result: result),
+    "a view of it": (lambda main, aux: main[:, :2], lambda result: result),
+    "changed in place": (lambda main, aux: main.div_(2.0), lambda result: result),
+    "a tuple": (lambda main, aux: (main, aux), lambda result: result[0]),
+    "a dictionary": (lambda main, aux: {"aux": aux, "logits": main}, lambda result: result["logits"]),
+    "inside others": (lambda main, aux: {"heads": [aux, (main,)]}, lambda result: result["heads"][1][0]),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("give", "logits"), RETURNED.values(), ids=RETURNED.keys())
+def test_features_are_of_the_layer_that_made_the_logits(give, logits, grad):
+    net, x, capture = TwoHeads(give), torch.randn(5, 4), FeatureCapture()
+    with torch.set_grad_enabled(grad), capture.listening(net):
+        result = net(x)
+    assert torch.equal(capture.take(logits(result)), net.body(x).relu())
+
+
+OPEN = {
+    "scaled": (lambda main, aux: main / 2, lambda result: result),
+    "a sum of both": (lambda main, aux: main + aux, lambda result: result),
+    "both, as they are": (lambda main, aux: (main, aux), lambda result: result),
+    "scaled afterwards": (lambda main, aux: (main, aux), lambda result: result[0] / 2),
+}
+
+
+@pytest.mark.parametrize(("give", "logits"), OPEN.values(), ids=OPEN.keys())
+def test_an_open_choice_is_refused_with_the_names(give, logits):
+    net, capture = TwoHeads(give), FeatureCapture()
+    with capture.listening(net):
+        result = net(torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"any of the classifier layers \['aux', 'head'\].*Name the layer"):
+        capture.take(logits(result))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_two_heads_on_one_feature_are_no_choice():
+    class Grown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.old, self.new = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            features = self.body(x)
+            return self.old(features) + self.new(features)
+
+    net, x, capture = Grown(), torch.randn(5, 4), FeatureCapture()
+    with capture.listening(net):
+        logits = net(x)
+    assert torch.equal(capture.take(logits), net.body(x))
+
+
+def test_a_head_of_avalanches_comes_before_a_layer_of_its_width():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.after = IncrementalClassifier(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            self.after(2 * x)
+            return self.head(x) / 2
+
+    net, x, capture = Scaled(), torch.randn(5, 6), FeatureCapture()
+    with capture.listening(net):
+        logits = net(x)
+    assert torch.equal(capture.take(logits), x)
+
+
+class HeadAndAuxiliary(MultiTaskModule):
+    """A head per task and an auxiliary layer, which runs last."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.aux = nn.Linear(64, 6), MultiHeadClassifier(6, 2), nn.Linear(4, 2)
+
+    def forward_single_task(self, x, task_label):
+        features = self.body(x.flatten(1))
+        logits = self.head(features, task_label)
+        self.aux(features[:, :4])
+        return logits
+
+
+def test_an_auxiliary_layer_in_a_model_with_a_head_per_task():
+    net, x, capture = HeadAndAuxiliary(), torch.rand(5, 1, 8, 8), FeatureCapture()
+    for experience in make_benchmark("C").train_stream[:1]:
+        net.train()
+        for module in (net, net.head):
+            module.adaptation(experience)
+    expected = net.body(x.flatten(1))
+    for tasks in (0, torch.zeros(5, dtype=torch.long), None):
+        with capture.listening(net):
+            output = net(x, tasks)
+        torch.testing.assert_close(capture.take(output), expected)
+
+
+def test_the_pass_that_gave_the_logits_counts():
+    net, first, second, capture = TwoHeads(), torch.randn(5, 4), torch.randn(5, 4), FeatureCapture()
+    with capture.listening(net):
+        logits = net(first)
+        net(second)
+    assert torch.equal(capture.take(logits), net.body(first).relu())
+
+
+def test_hidden_layers_of_sequences_are_not_held():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+    capture = FeatureCapture()
+    with capture.listening(net):
+        logits = net(torch.randn(5, 2, 4))
+    assert [call.layer for call in capture._record.passes[0].calls] == ["3"]
+    assert capture.take(logits).shape == (5, 12)
+
+
+def test_a_copy_made_while_listening_does_not_note_in_the_original():
+    net, x, capture = TwoHeads(), torch.randn(5, 4), FeatureCapture()
+    with capture.listening(net):
+        copied = copy.deepcopy(net)
+        logits = net(x)
+        copied(torch.randn(5, 4))
+    assert len(capture._record.passes) == 1
+    assert torch.equal(capture.take(logits), net.body(x).relu())
+
+
+@pytest.mark.parametrize("layer", [None, "body"])
+def test_features_in_inference_mode(layer):
+    net, x, capture = TwoHeads(), torch.randn(5, 4), FeatureCapture(layer)
+    with torch.inference_mode(), capture.listening(net):
+        logits = net(x)
+        features = capture.take(logits)
+    assert torch.equal(features, net.body(x) if layer else net.body(x).relu())
+    with capture.listening(net):
+        logits = net(x)
+    capture.take(logits).sum().backward()
+    assert net.body.weight.grad is not None
