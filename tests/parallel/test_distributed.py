@@ -328,8 +328,8 @@ def test_an_error_in_one_process_ends_all(tmp_path):
     [
         (["run", "csd", "--jobs", "2"], "--jobs 2 under torchrun"),
         (["run", "csd", "--on", "slurm"], "--on slurm submits one process per run"),
-        (["list"], "only `run` knows them"),
-        (["tune", "csd"], "only `run` knows them"),
+        (["list"], "only `run` uses them"),
+        (["tune", "csd"], "only `run` uses them"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(monkeypatch, capsys, words, message):

@@ -67,29 +67,16 @@ def make_bank(
     """
     if views > 0 and (augmentation is None or not transform):
         raise ValueError(f"a bank with {views} views needs an augmentation to make them, and its name")
-    origin = {
-        "encoder": name,
-        "weights": encoder.digest(),
-        "image_size": encoder.size,
-        "augmentation": transform if views else "",
-        "views": views,
-        "seed": seed,
-        "precision": "bfloat16" if half else "float32",
-        "data": title,
-        "data_digest": _digest(data.train_x, data.train_y, data.test_x, data.test_y),
-        "torch": torch.__version__,
-    }
+    origin = _origin(data, encoder, name=name, title=title, views=views, transform=transform, seed=seed, half=half)
     parts = path.with_name(f".{path.name}.parts")
     _open_parts(parts, origin)
     encoder = encoder.to(device)
-    jobs = [("train", 0, start) for start in range(0, len(data.train_x), BATCH)]
-    jobs += [("train", view, start) for view in range(1, views + 1) for start in range(0, len(data.train_x), BATCH)]
+    jobs = [("train", view, start) for view in range(views + 1) for start in range(0, len(data.train_x), BATCH)]
     jobs += [("test", 0, start) for start in range(0, len(data.test_x), BATCH)]
     for number, (part, view, start) in enumerate(jobs):
         file = parts / f"{part}-{view}-{start:08d}.npy"
         if not file.exists():
-            x = (data.train_x if part == "train" else data.test_x)[start : start + BATCH]
-            x = x.to(device).float() / 255 if x.dtype == torch.uint8 else x.to(device).float()
+            x = _images(data.train_x if part == "train" else data.test_x, start, device)
             if view and augmentation is not None:
                 torch.manual_seed(seed * 1_000_003 + view * 100_003 + start)  # the same whenever it is computed
                 x = augmentation(x)
@@ -101,11 +88,35 @@ def make_bank(
     return origin
 
 
+def _origin(
+    data: Arrays, encoder: Encoder, *, name: str, title: str, views: int, transform: str, seed: int, half: bool
+) -> dict[str, Any]:
+    """What decides the features."""
+    return {
+        "encoder": name,
+        "weights": encoder.digest(),
+        "image_size": encoder.size,
+        "augmentation": transform if views else "",
+        "views": views,
+        "seed": seed,
+        "precision": "bfloat16" if half else "float32",
+        "data": title,
+        "data_digest": _digest(data.train_x, data.train_y, data.test_x, data.test_y),
+        "torch": torch.__version__,
+    }
+
+
 def _digest(*tensors: Tensor) -> str:
     found = hashlib.sha256()
     for x in tensors:
         found.update(x.contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _images(x: Tensor, start: int, device: torch.device | str) -> Tensor:
+    """A batch of images as floats in [0, 1]."""
+    x = x[start : start + BATCH].to(device)
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
 def _open_parts(parts: Path, origin: Mapping[str, Any]) -> None:
