@@ -7,6 +7,7 @@ import pytest
 
 from avalanche_contrastive.bench.config import load_row
 from avalanche_contrastive.bench.run.execute import execute
+from avalanche_contrastive.registry import METHODS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "split_digits"
 
@@ -23,7 +24,7 @@ def test_thirty_points_above_naive(runs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["naive", "co2l", "ssil", "csd"])
+@pytest.mark.parametrize("name", ["naive", *METHODS])
 def test_the_committed_figures_come_out_again(runs, name):
     committed = json.loads((RESULTS / f"{name}-seed0.json").read_text())
     # Another processor rounds differently, and training carries that on: a few images may change sides.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.streams import digits
 
+from avalanche_contrastive import registry
 from avalanche_contrastive.bench import cli, files, results, selection
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.methods import baselines
@@ -261,7 +262,7 @@ def _rates(config):
     return rates
 
 
-@pytest.mark.parametrize("name", ["co2l", "ssil", "csd"])
+@pytest.mark.parametrize("name", registry.METHODS)
 def test_progress_is_reported_and_changes_nothing(name):
     from avalanche_contrastive.bench.run.execute import execute
 
