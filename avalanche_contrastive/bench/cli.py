@@ -25,7 +25,8 @@ from avalanche_contrastive.bench.config import (
 from avalanche_contrastive.bench.files import check_writable, write_text
 from avalanche_contrastive.bench.methods.catalog import UNAVAILABLE
 from avalanche_contrastive.bench.parser import OWN_SUITE, make_parser
-from avalanche_contrastive.bench.report import tables
+from avalanche_contrastive.bench.report import formats, pages, tables
+from avalanche_contrastive.bench.report.folders import compare_places
 from avalanche_contrastive.bench.run import together as distributed
 from avalanche_contrastive.bench.run.pool import Job, Progress, run_jobs
 
@@ -228,14 +229,30 @@ def show_tables(parsed: argparse.Namespace) -> int:
     """Print or write tables from JSON."""
     everything = results.load_all(parsed.results)
     if parsed.write:
-        write_text(parsed.write, tables.results_page(everything))
+        write_text(parsed.write, pages.results_page(everything))
         print(f"wrote {parsed.write}")
     for page in parsed.into:
-        tables.fill_page(page, everything)
+        pages.fill_page(page, everything)
         print(f"updated the tables in {page}")
     if not (parsed.write or parsed.into):
-        for grouped in everything.values():
-            print(tables.all_tables(grouped))
+        print(formats.FORMATS[parsed.format](everything), end="")
+    return 0
+
+
+def compare(parsed: argparse.Namespace) -> int:
+    """Print the rows of one place minus those of another."""
+    print(compare_places(parsed.first, parsed.second))
+    return 0
+
+
+def export(parsed: argparse.Namespace) -> int:
+    """Print or write every figure of every run as one tidy CSV."""
+    text = formats.tidy(results.load_all(parsed.results))
+    if parsed.out is None:
+        print(text, end="")
+    else:
+        write_text(parsed.out, text)
+        print(f"wrote {parsed.out}")
     return 0
 
 
@@ -260,7 +277,7 @@ def report(parsed: argparse.Namespace) -> int:
     write_report(everything, parsed.out)
     print(f"wrote {parsed.out.resolve()}")
     if parsed.write:
-        write_text(parsed.write, tables.results_page(everything))
+        write_text(parsed.write, pages.results_page(everything))
         print(f"wrote {parsed.write}")
     return 0
 
@@ -336,6 +353,8 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
     "tune": tune,
     "table": show_tables,
+    "compare": compare,
+    "export": export,
     "plot": plot,
     "report": report,
 }
