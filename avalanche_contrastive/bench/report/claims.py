@@ -18,7 +18,7 @@ from avalanche_contrastive.bench.results import Grouped, Result
 
 CLAIMS = Path(__file__).parent / "claims.toml"
 HOLDS, REVERSED, NOT_SHOWN = "holds", "reversed", "not shown"
-COLUMNS = ("claim", "source", "suite", "rows", "memory", "difference", "95 % interval", "seeds", "verdict")
+COLUMNS = ("claim", "verdict", "difference", "95 % interval", "seeds", "suite", "memory", "rows", "source")
 CAPTION = (
     "Differences in percentage points over the same seeds and streams, on test images, with their 95 % interval by "
     "Student's t: the claim {holds} where it lies above zero, is {reversed} where it lies below, and else {not_shown}. "
@@ -90,17 +90,17 @@ def claims_table(everything: Mapping[str, Grouped], method: str = "") -> Table:
         for suite, grouped in everything.items()
         for line in _lines(claim, "" if method else f"{papers[claim.method]}: ", suite, grouped)
     ]
-    verdicts = [line[-1] for line in lines]
+    verdicts = [line[1] for line in lines]
     tally = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in (HOLDS, REVERSED, NOT_SHOWN))
     caption = CAPTION.format(holds=HOLDS, reversed=REVERSED, not_shown=NOT_SHOWN, count=len(lines), tally=tally)
-    return Table(COLUMNS, tuple(lines), "llllrrrrl", caption)
+    return Table(COLUMNS, tuple(lines), "llrrrlrll", caption)
 
 
 def _lines(claim: Claim, paper: str, suite: str, grouped: Grouped) -> Iterator[tuple[str, ...]]:
     for higher in claim.higher:
         for lower in claim.lower:
             for memory, values in _differences(claim, _sizes(higher, grouped), _sizes(lower, grouped)):
-                yield (paper + claim.claim, claim.source, suite, f"{higher}, {lower}", memory, *_judged(values))
+                yield (paper + claim.claim, *_judged(values), suite, memory, f"{higher}, {lower}", claim.source)
 
 
 def _sizes(name: str, grouped: Grouped) -> dict[int, Sequence[Result]]:
@@ -142,11 +142,15 @@ def _aligned(rows: Sequence[Sequence[Result]], figure: Figure) -> list[tuple[flo
 
 
 def _judged(pairs: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
-    """Mean difference, interval, seeds and verdict."""
+    """Verdict, mean difference, interval and seeds."""
     if not pairs:
-        return NONE, NONE, "0", NOT_SHOWN
+        return NOT_SHOWN, NONE, NONE, "0"
     found = compare(*zip(*pairs, strict=True))
     low, high = found.interval or (-1.0, 1.0)
     verdict = HOLDS if low > 0 else REVERSED if high < 0 else NOT_SHOWN
-    ends = percent(found.interval, "+") if found.interval else NONE
-    return f"{100 * found.difference:+.1f}", ends, str(found.n), verdict
+    return (
+        verdict,
+        f"{100 * found.difference:+.1f}",
+        percent(found.interval, "+") if found.interval else NONE,
+        str(found.n),
+    )
