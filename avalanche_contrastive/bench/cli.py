@@ -20,9 +20,11 @@ COMMANDS = {
     "list": f"{ROOM}.cli:list_rows",
     "run": f"{ROOM}.run.command:run",
     "tune": f"{ROOM}.run.tuning:tune",
-    "table": f"{ROOM}.report.tables:command",
-    "plot": f"{ROOM}.report.plots:command",
-    "report": f"{ROOM}.report.html:command",
+    "table": f"{ROOM}.report.command:table",
+    "compare": f"{ROOM}.report.command:compare",
+    "export": f"{ROOM}.report.command:export",
+    "plot": f"{ROOM}.report.command:plot",
+    "report": f"{ROOM}.report.command:report",
 }
 MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
@@ -52,6 +54,11 @@ TUNE_EXAMPLES = """\
 examples:
   %(prog)s ssil --candidates 4             four candidates for one row of Split-Digits
   %(prog)s mine.toml --set epochs=5        your own method; epochs are not searched then"""
+COMPARE_TEXT = """\
+Compares rows of the same name in two folders: your own runs with those of this repository, or with earlier ones.
+FOLDER/ROW is one row: it is compared with the row of that name in the other folder, else with every row there."""
+EXPORT_TEXT = """\
+Columns: suite, row, seed, experience, metric, value. Pandas reads it as it is."""
 REPORT_TEXT = """\
 Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
 comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
@@ -130,6 +137,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_tune(commands)
     _add_table(commands)
+    _add_compare(commands)
+    _add_export(commands)
     _add_plot(commands)
     _add_report(commands)
     return parser
@@ -279,6 +288,27 @@ def _add_table(commands: Any) -> None:
         help="put tables between the lines <!-- table:SUITE [ROW ...] --> (or table:all) and "
         "<!-- /table --> of these pages",
     )
+    command.add_argument(
+        "--format",
+        default="md",
+        choices=("md", "csv", "latex"),
+        help="of what is printed; the best of each column is marked (default: %(default)s)",
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    command = _add_command(commands, "compare", "compare two folders of results, paired by seed", COMPARE_TEXT)
+    place = {"type": Path, "metavar": "PLACE"}
+    command.add_argument("first", **place, help="folder of results, or FOLDER/ROW")
+    command.add_argument(
+        "second", **place, nargs="?", default=Path("benchmarks/results"), help="(default: %(default)s)"
+    )
+
+
+def _add_export(commands: Any) -> None:
+    command = _add_command(commands, "export", "every figure of every run as one tidy CSV", EXPORT_TEXT)
+    _add_results(command)
+    command.add_argument("--out", type=Path, metavar="FILE.csv", help="(default: print it)")
 
 
 def _add_plot(commands: Any) -> None:

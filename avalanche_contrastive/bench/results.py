@@ -226,6 +226,10 @@ def _shown(value: Any) -> bool:
     return _texts(value) and value.get("table", "main") in TABLES
 
 
+def _classes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) and all(map(_whole, row)) for row in value)
+
+
 def _seconds(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_numbers, value.values()))
 
@@ -262,6 +266,9 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     "peak_memory_mib": (_numbers, "a list of numbers"),
     "peak_memory_of": TEXT,
     "stream": TEXT,
+    "class_names": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of strings"),
+    "experience_classes": (_classes, "a list of lists of whole numbers"),
+    "angles": (_numbers, "a list of numbers"),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
 }

@@ -16,7 +16,7 @@ from avalanche_contrastive import registry
 from avalanche_contrastive.bench import cli, files, results, selection
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.methods import baselines
-from avalanche_contrastive.bench.report import plots, stats, tables
+from avalanche_contrastive.bench.report import pages, plots, stats, tables
 from avalanche_contrastive.bench.run import pool
 from avalanche_contrastive.bench.run.execute import versions
 from avalanche_contrastive.bench.run.plan import plan_of
@@ -313,8 +313,8 @@ def test_table_writes_the_page_and_fills_the_markers(quick_run, tmp_path, capsys
     assert str(tables.main_table(everything[SUITE])).strip() in whole
     lines = [line for line in chosen.splitlines() if line.startswith("| ")]
     assert [line.split()[1] for line in lines[1:]] == ["Joint", "Naive"]
-    assert page.read_text() == tables.results_page(everything)
-    assert tables.filled(text, everything, where="") == text
+    assert page.read_text() == pages.results_page(everything)
+    assert pages.filled(text, everything, where="") == text
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_report_is_written_from_a_folder_of_suites(quick_run, tmp_path, capsys
     assert cli.main(words) == 0
     assert str(page) in capsys.readouterr().out
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert markdown.read_text(encoding="utf-8") == tables.results_page(results.load_all(tmp_path / "all"))
+    assert markdown.read_text(encoding="utf-8") == pages.results_page(results.load_all(tmp_path / "all"))
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
@@ -400,12 +400,12 @@ def test_every_row_of_a_committed_suite_has_all_its_seeds(committed):
 
 
 def test_committed_pages_follow_from_the_committed_json(committed):
-    assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == tables.results_page(committed)
-    pages = [ROOT / "README.md", *sorted((ROOT / "benchmarks" / "methods").glob("*.md"))]
-    assert len(pages) == 4
-    for page in pages:
+    assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == pages.results_page(committed)
+    filled = [ROOT / "README.md", *sorted((ROOT / "benchmarks" / "methods").glob("*.md"))]
+    assert len(filled) == 4
+    for page in filled:
         text = page.read_text(encoding="utf-8")
-        assert tables.filled(text, committed, where=str(page)) == text
+        assert pages.filled(text, committed, where=str(page)) == text
 
 
 # ---- tuning

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.report import comparisons, published, tables
+from avalanche_contrastive.bench.report import comparisons, pages, published
 
 TOML = """
 [papers]
@@ -88,7 +88,7 @@ def test_runs_on_validation_images_reproduce_nothing(everything, tmp_path, monke
 
 def test_a_page_of_other_streams_has_no_published_numbers(everything):
     assert comparisons.published_tables(everything) == {}
-    assert "Published numbers" not in tables.results_page(everything)
+    assert "Published numbers" not in pages.results_page(everything)
 
 
 @pytest.mark.parametrize(

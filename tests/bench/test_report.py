@@ -12,7 +12,7 @@ import pytest
 from helpers.results import HOSTILE, Reader, made, saved
 
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.report import comparisons, html, plots, tables
+from avalanche_contrastive.bench.report import comparisons, html, pages, plots, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,9 +106,9 @@ def test_each_table_has_a_caption_and_is_reached_by_keyboard(reader):
 
 def test_settings_configs_and_runs_are_folded(reader):
     folded = [attrs["id"] for tag, attrs in reader.seen if tag == "details" and "id" in attrs]
-    ends = ("settings", "settings-that-follow-another-row", "configs", "runs")
-    assert all(name.endswith(ends) for name in folded)
-    assert len(folded) == 4 + 3
+    of_mine = ["settings", "settings-that-follow-another-row", "streams", "configs", "runs"]
+    assert [name.split("-", 2)[2] for name in folded if "-mine-" in name] == of_mine
+    assert [name.split("-", 2)[2] for name in folded if "-twenty-" in name] == ["settings", *of_mine[2:]]
     assert not any("open" in attrs for _, attrs in reader.seen)
 
 
@@ -122,12 +122,22 @@ def test_the_same_results_give_the_same_bytes(root, page, tmp_path):
     """In another process too, whose sets are in another order."""
     code = (
         "import sys; from pathlib import Path; from avalanche_contrastive.bench import results\n"
-        "from avalanche_contrastive.bench.report import html, tables\n"
+        "from avalanche_contrastive.bench.report import html, pages\n"
         f"everything = results.load_all(Path({str(root)!r}))\n"
         f"html.write_report(everything, Path({str(tmp_path / 'report.html')!r}))\n"
-        "sys.stdout.buffer.write(tables.results_page(everything).encode())"
+        "sys.stdout.buffer.write(pages.results_page(everything).encode())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
-    assert told.stdout.decode() == tables.results_page(results.load_all(root))
+    assert told.stdout.decode() == pages.results_page(results.load_all(root))
+
+
+def test_the_classes_of_each_experience_are_named_seed_by_seed(tmp_path):
+    known = {"class_names": ["cat", "dog", "eel"], "experience_classes": [[1, 0], [2], [7]]}
+    saved(tmp_path, made("a", 0) | known, made("a", 1, angles=[12.4, 90.0, 179.6]), made("b", 2))
+    table = html.streams_table(results.load_all(tmp_path)["mine"])
+    assert table.rows == (("0", "dog, cat", "eel", "7"), ("1", "12°", "90°", "180°"))
+    saved(tmp_path / "none", made("b", 2))
+    assert not html.streams_table(results.load_all(tmp_path / "none")["mine"])
+    assert not Reader(html.report_page(results.load_all(tmp_path / "none"))).problems

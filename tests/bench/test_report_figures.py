@@ -185,10 +185,9 @@ def test_experiences_have_the_names_of_their_classes_where_all_seeds_have_the_sa
     saved(tmp_path, made("a", 0) | known, made("a", 1) | known, made("b", 0) | known)
     saved(tmp_path, made("b", 1) | known | {"experience_classes": [[0, 1], [2, 3], [5, 4]]}, made("c", 0))
     grouped = results.load_all(tmp_path)["mine"]
-    assert plots.class_names(grouped["a"]) == ["dog, cat", "eel, fox", "hen, gnu"]
-    assert plots.class_names(grouped["b"]) == plots.class_names(grouped["c"]) == ["1", "2", "3"]
     figure = plots.accuracy_matrices(grouped)
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["dog, cat", "eel, fox", "hen, gnu"]
+    ticks = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes[:3]]
+    assert ticks == [["dog, cat", "eel, fox", "hen, gnu"], ["1", "2", "3"], ["1", "2", "3"]]
     plots.plt.close(figure)
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.results import Reader, made, saved
 
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.report import cells, comparisons, figures, html, plots, stats, tables
+from avalanche_contrastive.bench.report import cells, comparisons, figures, html, pages, plots, stats, tables
 
 
 def test_the_main_table_says_what_the_results_say(everything):
@@ -133,7 +133,7 @@ def test_results_of_before_have_a_dash_where_they_have_nothing(tmp_path):
     assert "task known" not in tables.main_table(everything["mine"]).columns
     assert tables.cost_table(everything["mine"]).columns == ("method", "memory", "seconds", "of it training")
     assert "backward transfer" in tables.main_table(everything["mine"]).columns  # the matrix has it
-    assert "| replay |" in tables.results_page(everything)
+    assert "| replay |" in pages.results_page(everything)
     assert not Reader(html.report_page(everything)).problems
 
 
@@ -273,13 +273,13 @@ def test_rows_on_other_data_are_not_compared(tmp_path):
 
 
 def test_results_page_has_each_suite_with_its_figures(everything):
-    page = tables.results_page(everything, figures="there")
+    page = pages.results_page(everything, figures="there")
     for suite in everything:
         assert f"\n## {suite}\n" in page
         for name in plots.FIGURES:
             assert f"](there/{suite}/{name}.png)" in page
     assert page.count("*Forgetting*: ") == 1
-    assert tables.FIGURE_TITLES.keys() == plots.FIGURES.keys()
+    assert pages.FIGURE_TITLES.keys() == plots.FIGURES.keys()
 
 
 def test_a_page_is_filled_from_several_suites(everything, tmp_path):
@@ -287,7 +287,7 @@ def test_a_page_is_filled_from_several_suites(everything, tmp_path):
     path.write_text(
         "a\n<!-- table:mine -->\nold\n<!-- /table -->\nb\n<!-- table:twenty naive ours_80 -->\n<!-- /table -->\nc\n"
     )
-    tables.fill_page(path, everything)
+    pages.fill_page(path, everything)
     text = path.read_text(encoding="utf-8")
     first, second = text.split("\nb\n")
     assert str(tables.main_table(everything["mine"])).strip() in first
@@ -295,13 +295,13 @@ def test_a_page_is_filled_from_several_suites(everything, tmp_path):
     assert "\nold\n" not in text
     assert text.endswith("<!-- /table -->\nc\n")
     assert text.count("*Forgetting*: ") == 1
-    tables.fill_page(path, everything)
+    pages.fill_page(path, everything)
     assert path.read_text(encoding="utf-8") == text
 
 
 def test_a_page_may_hold_the_overview_of_all_suites(everything):
-    text = tables.filled("<!-- table:all -->\nold\n<!-- /table -->", everything, where="")
-    assert text == f"<!-- table:all -->\n{str(tables.overview_table(everything)).strip()}\n<!-- /table -->"
+    text = pages.filled("<!-- table:all -->\nold\n<!-- /table -->", everything, where="")
+    assert text == f"<!-- table:all -->\n{str(comparisons.overview_table(everything)).strip()}\n<!-- /table -->"
     assert "| Ours |" in text
 
 
@@ -317,7 +317,7 @@ def test_a_page_that_cannot_be_filled_is_left_alone(everything, tmp_path, text, 
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        tables.fill_page(path, everything)
+        pages.fill_page(path, everything)
     assert path.read_text() == text
 
 

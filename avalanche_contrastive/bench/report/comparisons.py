@@ -7,6 +7,7 @@ from avalanche_contrastive.bench.report.cells import NONE, Table, capital, count
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
     UPPER,
+    aligned,
     best_of,
     by_memory,
     drawn,
@@ -15,7 +16,6 @@ from avalanche_contrastive.bench.report.figures import (
     memories,
     memory,
     memory_of,
-    paired,
     recall,
     stream_of,
 )
@@ -74,17 +74,17 @@ def _compared(first: Row, second: Row, grouped: Grouped) -> tuple[tuple[str, ...
     name, figure = ("Recall@1", recall) if first.config.method == "csd" else ("final accuracy", get("final_accuracy"))
     start = (first.label, memory(grouped[first.name]), second.label, name)
     try:
-        pairs = paired(grouped[first.name], grouped[second.name], figure, names=(first.name, second.name))
+        pairs = aligned((grouped[first.name], grouped[second.name]), figure, (first.name, second.name))
     except ValueError as problem:
         return (*start, *[NONE] * 4), 0, capital(str(problem)) + "."
     return (*start, *difference_cells(pairs)), len(pairs), ""
 
 
-def difference_cells(pairs: Sequence[tuple[float, float]], scale: float = 100.0) -> tuple[str, str, str, str]:
-    """Mean difference, its interval, on how many seeds the first is higher, and p."""
+def difference_cells(pairs: Sequence[Sequence[float]]) -> tuple[str, str, str, str]:
+    """Mean difference in percentage points, its interval, on how many seeds the first is higher, and p."""
     if not pairs:
         return NONE, NONE, NONE, NONE
-    found = compare(*([scale / 100 * value for value in side] for side in zip(*pairs, strict=True)))
+    found = compare(*zip(*pairs, strict=True))
     ends = percent(found.interval, "+") if found.interval else NONE
     return f"{100 * found.difference:+.1f}", ends, f"{found.wins} of {found.n}", f"{found.p:.3g}"
 

@@ -180,6 +180,13 @@ COST: Mapping[str, Column] = {
         spread_of(peak_memory, 1.0, 0), "MiB that torch had allocated on the GPU, highest of all experiences."
     ),
 }
+# What a published number or a claim may be about.
+PUBLISHED: Mapping[str, Figure] = {
+    "final accuracy": get("final_accuracy"),
+    "final accuracy, task known": get("final_task_accuracy"),
+    "average accuracy": get("average_accuracy"),
+    "Recall@1 within experiences": recall_within,
+}
 
 
 # ---- rows
@@ -227,6 +234,14 @@ def drawn(result: Result) -> dict[str, Sequence[float]]:
     return {"rotations": angles} if angles else {"class orders": result.get("class_order", [])}
 
 
+def classes(result: Result) -> list[str]:
+    """The classes of each experience, by name where the result has names; empty where it does not say."""
+    names = dict(enumerate(result.get("class_names") or ()))
+    return [
+        ", ".join(str(names.get(n, n)) for n in experience) for experience in result.get("experience_classes") or ()
+    ]
+
+
 def own_streams(rows: Sequence[Sequence[Result]]) -> str:
     """What the seeds of these rows differ in: ", each with its own class order", or rotations, or nothing."""
     kinds = []
@@ -237,21 +252,25 @@ def own_streams(rows: Sequence[Sequence[Result]]) -> str:
     return f", each with its own {' or '.join(words)}" if words else ""
 
 
-def paired(
-    first: Sequence[Result], second: Sequence[Result], figure: Figure, *, names: tuple[str, str]
-) -> list[tuple[float, float]]:
-    """A figure of two rows, seed by seed: of the seeds that both have; empty if a value is missing.
+def aligned(rows: Sequence[Sequence[Result]], figure: Figure, names: Sequence[str]) -> list[tuple[float, ...]]:
+    """A figure of several rows, seed by seed: of the seeds that all have; empty if a value is missing.
+
+    Args:
+        rows: results of each row.
+        figure: what to take.
+        names: of the rows, for errors.
 
     Raises:
-        ValueError: a seed gave the two rows different streams.
+        ValueError: a seed gave two rows different streams.
     """
-    one, other = ({int(result["seed"]): result for result in results} for results in (first, second))
-    shared = sorted(one.keys() & other.keys())
-    ours, theirs = ({seed: drawn(side[seed]) for seed in shared} for side in (one, other))
-    check_pairing(ours, theirs, names=names)
-    pairs = [(figure(one[seed]), figure(other[seed])) for seed in shared]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None and is_finite(a) and is_finite(b)]
-    return known if len(known) == len(pairs) else []
+    by_seed = [{int(result["seed"]): result for result in results} for results in rows]
+    shared = sorted(set.intersection(*(set(found) for found in by_seed)))
+    streams = [{seed: drawn(found[seed]) for seed in shared} for found in by_seed]
+    for name, other in zip(names[1:], streams[1:], strict=True):
+        check_pairing(streams[0], other, names=(names[0], name))
+    values = [[figure(found[seed]) for found in by_seed] for seed in shared]
+    known = [tuple(v for v in of_seed if v is not None and is_finite(v)) for of_seed in values]
+    return known if all(len(of_seed) == len(rows) for of_seed in known) else []
 
 
 # ---- the best of a column

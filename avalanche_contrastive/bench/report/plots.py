@@ -2,7 +2,6 @@
 
 As PNG they are dark on white. As SVG, for the report, they take the colours of the page around them, light or dark."""
 
-import argparse
 import io
 import re
 import textwrap
@@ -26,6 +25,7 @@ from avalanche_contrastive.bench.report.figures import (
     GROUPS,
     OURS,
     by_memory,
+    classes,
     get,
     group_of,
     memories,
@@ -33,7 +33,7 @@ from avalanche_contrastive.bench.report.figures import (
     peak_memory,
 )
 from avalanche_contrastive.bench.report.stats import mean_matrix, mean_std
-from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, rows_of, suite_of
 
 # On a light page, and on a dark one. Ours have the first three in every figure, baselines share the others. All stand
 # out from the page, and those of a kind from each other for the colour-blind too: tests measure both. In grey, dashes
@@ -303,7 +303,10 @@ def accuracy_matrices(grouped: Grouped) -> Any:
         matrix = 100 * np.array(mean_matrix([result["accuracy_matrix"] for result in results]))
         if results[0]["config"]["scenario"] != "domain" and len(matrix) > 1:  # classes not trained yet: nothing to show
             matrix[np.triu_indices(len(matrix), 1, matrix.shape[1])] = np.nan
-        image = heat_map(axes, words(_titled(row, rows, grouped)), matrix, names=class_names(results))
+        names = classes(results[0]) if results[0].get("class_names") else []
+        if not names or any(classes(result) != names for result in results):
+            names = [str(place + 1) for place in range(matrix.shape[1])]
+        image = heat_map(axes, words(_titled(row, rows, grouped)), matrix, names)
     if image is not None:
         figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 2 / len(grid)), aspect=25)
     figure.supxlabel("evaluated on experience", fontsize="medium")
@@ -311,16 +314,7 @@ def accuracy_matrices(grouped: Grouped) -> Any:
     return figure
 
 
-def class_names(results: Sequence[Result]) -> list[str]:
-    """Of each experience, where the results have them and all seeds the same; else its number."""
-    found = [(result.get("class_names"), result.get("experience_classes")) for result in results]
-    names, classes = found[0]
-    if not names or not classes or any(pair != found[0] for pair in found):
-        return [str(place + 1) for place in range(len(results[0]["test_images"]))]
-    return [", ".join(str(names[number]) for number in experience) for experience in classes]
-
-
-def heat_map(axes: Any, title: str, matrix: Any, *, names: Sequence[str]) -> Any:
+def heat_map(axes: Any, title: str, matrix: Any, names: Sequence[str]) -> Any:
     """Draw a matrix in percent, nan in grey; returns the image."""
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=100, interpolation="none")
     axes.set_facecolor((*matplotlib.colors.to_rgb(GREY), 0.2))
@@ -391,13 +385,3 @@ FIGURES: Mapping[str, Callable[[Grouped], Any]] = {
     "accuracy_matrices": accuracy_matrices,
     "cost": cost,
 }
-
-
-def command(parsed: argparse.Namespace) -> int:
-    """The command `plot`: draw the figures from JSON."""
-    nested = not any(parsed.results.glob("*-seed*.json"))
-    for suite, grouped in load_all(parsed.results).items():
-        folder = parsed.out or parsed.results
-        for path in plot_all(grouped, folder / suite if nested else folder):
-            print(f"wrote {path}")
-    return 0

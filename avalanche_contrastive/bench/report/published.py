@@ -10,7 +10,7 @@ from typing import Any
 
 from avalanche_contrastive.bench.config import load_row, nearest, read_toml, row_files, same_config, suites
 from avalanche_contrastive.bench.files import Grouped, Result
-from avalanche_contrastive.bench.report.figures import Figure, get, recall_within
+from avalanche_contrastive.bench.report.figures import PUBLISHED as FIGURES
 from avalanche_contrastive.bench.report.stats import mean_std
 
 PUBLISHED = Path(__file__).parent / "published.toml"
@@ -19,15 +19,6 @@ POINTS = 1.0  # where no standard deviation was published
 YES, BUT, NO = "yes", "as published, but", "no"  # the same setting?
 CHANGED = f"{NO}: run with other values than those of its config file"
 REPRODUCED, DEVIATING, NOT_REPRODUCED = "reproduced", "reproduced with deviations", "not reproduced"
-
-
-# What a published number may be compared with, each a figure of one result.
-FIGURES: Mapping[str, Figure] = {
-    "final accuracy": get("final_accuracy"),
-    "final accuracy, task known": get("final_task_accuracy"),
-    "average accuracy": get("average_accuracy"),
-    "Recall@1 within experiences": recall_within,
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def load_published(path: Path | None = None) -> dict[str, tuple[str, list[Number
     """
     path = path or PUBLISHED
     raw = read_toml(path)
-    _check_keys(raw, {"papers", "experiment"}, set(), str(path))
+    check_keys(raw, {"papers", "experiment"}, set(), str(path))
     found: dict[str, tuple[str, list[Number]]] = {paper: (text, []) for paper, text in raw["papers"].items()}
     for index, entry in enumerate(raw["experiment"], 1):
         numbers = _numbers(entry, f"{path}, experiment {index}")
@@ -122,7 +113,7 @@ def load_published(path: Path | None = None) -> dict[str, tuple[str, list[Number
 
 def _numbers(entry: Mapping[str, Any], where: str) -> list[Number]:
     texts = ("source", "data", "setting", "figure")
-    _check_keys(entry, {*texts, "paper", "published"}, {"ours"}, where)
+    check_keys(entry, {*texts, "paper", "published"}, {"ours"}, where)
     for method, value in entry["published"].items():
         if not isinstance(value, list) or len(value) not in (1, 2) or not all(type(v) in (int, float) for v in value):
             raise ValueError(f"{where}: {method} must be [value] or [value, std] in percent, got {value!r}")
@@ -140,7 +131,7 @@ def _numbers(entry: Mapping[str, Any], where: str) -> list[Number]:
 
 
 def _ours(item: Mapping[str, Any], entry: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, str], str]:
-    _check_keys(item, {"suite", "same", "rows"}, set(), where)
+    check_keys(item, {"suite", "same", "rows"}, set(), where)
     if item["same"] != YES and not str(item["same"]).startswith((f"{BUT}: ", f"{NO}: ")):
         raise ValueError(
             f'{where}: same must be "{YES}", or "{BUT}: " or "{NO}: " and what differs, got {item["same"]!r}'
@@ -153,7 +144,12 @@ def _ours(item: Mapping[str, Any], entry: Mapping[str, Any], where: str) -> tupl
     return item["suite"], item["rows"], item["same"]
 
 
-def _check_keys(found: Mapping[str, Any], needed: set[str], optional: set[str], where: str) -> None:
+def check_keys(found: Mapping[str, Any], needed: set[str], optional: set[str], where: str) -> None:
+    """Refuse an entry of a TOML file with a key that is unknown or missing.
+
+    Raises:
+        ValueError: naming the key.
+    """
     for key in found:
         if key not in needed | optional:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, needed | optional)}")

@@ -1,30 +1,10 @@
-"""Tables and the page RESULTS.md, made from result files alone."""
+"""The tables of one suite, made from result files alone."""
 
-import argparse
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from avalanche_contrastive.bench.config import TABLES, Row, nearest
-from avalanche_contrastive.bench.files import write_text
-from avalanche_contrastive.bench.report.cells import (
-    NONE,
-    SUPERSCRIPTS,
-    Code,
-    Table,
-    defined,
-    listed,
-    markdown,
-    worded,
-)
-from avalanche_contrastive.bench.report.comparisons import (
-    Everything,
-    comparison_table,
-    overview_table,
-    published_notes,
-    published_tables,
-)
+from avalanche_contrastive.bench.config import TABLES, Row
+from avalanche_contrastive.bench.report.cells import NONE, SUPERSCRIPTS, Code, Table, listed, worded
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
     COST,
@@ -34,29 +14,13 @@ from avalanche_contrastive.bench.report.figures import (
     is_ours,
     own_streams,
 )
-from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
 BEST = (
     "Bold: the best mean of a column among the rows of one memory and those without one, and means within its 95 % "
     "interval; joint and cumulative training do not compete."
 )
-SETTINGS_NOTE = (
-    "Where a row has been tuned (`python -m benchmarks tune`, on validation images), all its candidates and their "
-    "scores are in `benchmarks/tuning/{suite}/`; of a config file elsewhere, in the `.tuning.json` beside it."
-)
-
-
-OTHERS_NOTE = "At default settings, tuned on nothing: that they run, and where they end up; no comparison of methods."
-TRIALS_NOTE = (
-    "The data's own validation images, or where there are none a fifth of the training images, as in `tune`; the test "
-    "images took no part."
-)
-FIGURE_TITLES = {
-    "accuracy_curves": "Accuracy on all experiences so far, after each experience",
-    "recall_curves": "Recall@1 after each experience",
-    "accuracy_matrices": "Accuracy on each experience after each experience",
-    "cost": "Seconds and peak memory of each method",
-}
+SAME = "the same setting"
 
 
 def main_table(grouped: Grouped, *, define: bool = True) -> Table:
@@ -90,12 +54,24 @@ def trial_table(grouped: Grouped, *, define: bool = True) -> Table:
     return figures_table(rows_of(grouped, "trial"), grouped, ACCURACY, define=define)
 
 
+def chosen_table(names: Sequence[str], grouped: Grouped, *, define: bool = True) -> Table:
+    """The named rows, in this order."""
+    rows = {row.name: row for kind in TABLES for row in rows_of(grouped, kind)}
+    return figures_table([rows[name] for name in names], grouped, ACCURACY, define=define)
+
+
+def figure_tables(grouped: Grouped, *, define: bool = False) -> list[tuple[str, Table]]:
+    """Title and table of every table of figures that has rows; with `define` the first says what its columns are."""
+    main = main_table(grouped, define=define)
+    found = [("accuracy", main), ("cost", cost_table(grouped, define=define))]
+    for title, of_kind in (("further strategies", other_table), ("ablations", ablation_table), ("trials", trial_table)):
+        found.append((title, of_kind(grouped, define=define and not main)))
+    return [(title, table) for title, table in found if table]
+
+
 def all_tables(grouped: Grouped) -> str:
     """Every table of figures that has rows, as Markdown."""
-    main = main_table(grouped)
-    others = [cost_table(grouped)]
-    others += [table(grouped, define=not main) for table in (other_table, ablation_table, trial_table)]
-    return "\n".join(str(table) for table in (main, *others) if table)
+    return "\n".join(str(table) for _, table in figure_tables(grouped, define=True))
 
 
 def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Column], *, define: bool) -> Table:
@@ -164,142 +140,21 @@ def settings_tables(grouped: Grouped) -> list[Table]:
     used = {key: thing for key, thing in shared.items() if thing not in ("", 0, False) and thing != []}
     text = f"In all these rows: {_assigned(used)}. Fields that are not named are off or at the stream's own default."
     first = Table(("row", *differing, "options", "read-out"), tuple(lines), "l" * (len(differing) + 3), text)
-    changed = [
-        (Code(row.name), Code(row.base), _changed(grouped[row.name][0], grouped[row.base][0])) for row in followers
+    differences = [
+        (Code(row.name), Code(row.base), changed(grouped[row.name][0], grouped[row.base][0])) for row in followers
     ]
-    return [table for table in (first, Table(("row", "as", "but"), tuple(changed), "lll")) if table]
+    return [table for table in (first, Table(("row", "as", "but"), tuple(differences), "lll")) if table]
 
 
-def _changed(result: Result, base: Result) -> str:
+def changed(result: Result, base: Result) -> str:
     """What a row's config says otherwise than another's, and whether it was evaluated elsewhere."""
     ours, theirs = result["config"], base["config"]
     fields = {key: thing for key, thing in ours.items() if key != "options" and thing != theirs.get(key)}
     options = {key: thing for key, thing in ours["options"].items() if thing != theirs["options"].get(key)}
     where = result["evaluated_on"]
     changes = [_assigned({**fields, **options})] + [f"on {where} images"] * (where != base["evaluated_on"])
-    return listed([*filter(None, changes)]) or "the same setting"
+    return listed([*filter(None, changes)]) or SAME
 
 
 def _assigned(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {worded(thing) or 'none'}" for key, thing in values.items())
-
-
-# ---- pages
-
-
-def results_page(everything: Everything, figures: str = "results") -> str:
-    """RESULTS.md.
-
-    Args:
-        everything: results by suite.
-        figures: folder of the suites' folders with their figures, seen from the page.
-    """
-    published = published_tables(everything)
-    parts = [
-        "# Results",
-        "Generated by `python -m benchmarks report` from the JSON files of the runs alone; do not edit.",
-        f"Suites: {listed([f'[{suite}](#{suite})' for suite in everything])}."
-        + (" At the end: [published numbers beside ours](#published-numbers-beside-ours)." if published else ""),
-        "## What the columns are",
-        "\n".join(f"- {defined(each)}" for each in definitions()),
-        BEST,
-    ]
-    if overview := overview_table(everything):
-        parts += ["## All suites", str(overview)]
-    for suite, grouped in everything.items():
-        parts += _suite_parts(suite, grouped, f"{figures}/{suite}")
-    if published:
-        parts += ["## Published numbers beside ours", markdown(published_notes([*published.values()]))]
-    for paper, table in published.items():
-        parts += [f"### {paper}", str(table)]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def _suite_parts(suite: str, grouped: Grouped, figures: str) -> list[str]:
-    parts = [f"## {suite}", *map(markdown, provenance(grouped)), str(main_table(grouped, define=False))]
-    parts += [f"![{about}]({figures}/{name}.png)" for name, about in FIGURE_TITLES.items()]
-    for heading, about, table in suite_tables(grouped):
-        parts += [f"### {suite}: {heading}", markdown(about), str(table)]
-    return parts
-
-
-def suite_tables(grouped: Grouped) -> list[tuple[str, str, Table]]:
-    """Heading, a sentence or none, and table of everything but the main table that a suite has."""
-    note = SETTINGS_NOTE.format(suite=suite_of(grouped))
-    settings = settings_tables(grouped)
-    tables = [
-        ("cost", "", cost_table(grouped, define=False)),
-        ("paired comparisons", "", comparison_table(grouped)),
-        ("further strategies of Avalanche", OTHERS_NOTE, other_table(grouped, define=False)),
-        ("ablations", "The setting of the full method, changed as named.", ablation_table(grouped, define=False)),
-        ("looked into, on validation images", TRIALS_NOTE, trial_table(grouped, define=False)),
-        ("settings", note, settings[0]),
-        *(("settings that follow another row", "", table) for table in settings[1:]),
-    ]
-    return [(heading, about, table) for heading, about, table in tables if table]
-
-
-def provenance(grouped: Grouped) -> list[str]:
-    """What the runs trained on, with what and where: a sentence each."""
-    results = [result for row in grouped.values() for result in row]
-    streams = dict.fromkeys(str(result["stream"]) for result in results if result.get("stream"))
-    made = dict.fromkeys(listed([f"{name} {number}" for name, number in r["versions"].items()]) for r in results)
-    devices = dict.fromkeys(str(result["device"]) for result in results)
-    sentences = [f"{'; '.join(streams)}."] if streams else []
-    return [*sentences, f"Made with {'; or '.join(made)}; on {'; or '.join(devices)}."]
-
-
-def fill_page(path: Path, everything: Everything) -> None:
-    """Put tables between the markers of a page.
-
-    A marker is `<!-- table:SUITE -->` for the main table, `<!-- table:SUITE ROW ROW ... -->` for those rows, or
-    `<!-- table:all -->` for the final accuracy in every suite; the table ends at `<!-- /table -->`. The first table of
-    a page says what the columns are.
-
-    Raises:
-        ValueError: the page has no marker, or one names a suite or a row without results.
-    """
-    write_text(path, filled(path.read_text(encoding="utf-8"), everything, where=str(path)))
-
-
-def filled(text: str, everything: Everything, *, where: str) -> str:
-    """The page's text with its tables up to date."""
-    marker = re.compile(r"(<!-- table:(\S+)((?: \w+)*) -->).*?(<!-- /table -->)", re.DOTALL)
-    parts, end = [], 0
-    for block in marker.finditer(text):
-        table = _table_for(block[2], block[3].split(), everything, where, define=end == 0)
-        parts += [text[end : block.start()], f"{block[1]}\n{str(table).strip()}\n{block[4]}"]
-        end = block.end()
-    if not parts:
-        raise ValueError(f"{where}: expected the marker lines <!-- table:SUITE --> and <!-- /table -->, found none")
-    return "".join([*parts, text[end:]])
-
-
-def _table_for(suite: str, names: Sequence[str], everything: Everything, where: str, *, define: bool) -> Table:
-    if suite == "all" and not names:
-        return overview_table(everything)
-    if suite not in everything:
-        raise ValueError(f"{where}: a table asks for suite {suite!r}, which has no results{nearest(suite, everything)}")
-    grouped = everything[suite]
-    unknown = [name for name in names if name not in grouped]
-    if unknown:
-        raise ValueError(f"{where}: a table asks for {listed(unknown)}, but the results hold {listed([*grouped])}")
-    if not names:
-        return main_table(grouped, define=define)
-    rows = {row.name: row for kind in TABLES for row in rows_of(grouped, kind)}
-    return figures_table([rows[name] for name in names], grouped, ACCURACY, define=define)
-
-
-def command(parsed: argparse.Namespace) -> int:
-    """The command `table`: print or write tables from JSON."""
-    everything = load_all(parsed.results)
-    if parsed.write:
-        write_text(parsed.write, results_page(everything))
-        print(f"wrote {parsed.write}")
-    for page in parsed.into:
-        fill_page(page, everything)
-        print(f"updated the tables in {page}")
-    if not (parsed.write or parsed.into):
-        for grouped in everything.values():
-            print(all_tables(grouped))
-    return 0

@@ -3,35 +3,32 @@
 // ---- sorting: a button in every heading; a third press restores the order of the page
 
 const NUMBER = /[-+]?\d+(\.\d+)?/;
-const NEXT = { none: "descending", descending: "ascending", ascending: "none" };
+const TURNS = { numbers: ["descending", "ascending"], words: ["ascending", "descending"] };
 
-function value(row, column, numeric) {
+function valueOf(row, column, kind) {
   const text = row.cells[column].textContent;
-  if (!numeric) return text.toLowerCase();
+  if (kind === "words") return text.toLowerCase();
   const found = text.match(NUMBER);
-  return found ? parseFloat(found[0]) : NaN; // a dash: no value
+  return found ? parseFloat(found[0]) : NaN; // a dash
 }
 
-function compare(a, b) {
-  if (typeof a === "string") return b.localeCompare(a, "en", { numeric: true });
-  return Number.isNaN(a) || Number.isNaN(b) ? NaN : b - a;
+function compare(a, b, sign) {
+  if (typeof a === "string") return sign * a.localeCompare(b, "en", { numeric: true });
+  if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // dashes last, either way
+  return sign * (a - b);
 }
 
 function sort(table, rows, column) {
   const heads = table.tHead.rows[0].cells;
-  const order = NEXT[heads[column].getAttribute("aria-sort") ?? "none"];
+  const kind = heads[column].classList.contains("r") ? "numbers" : "words";
+  const order = TURNS[kind][TURNS[kind].indexOf(heads[column].getAttribute("aria-sort")) + 1]; // after the last: none
   for (const head of heads) head.removeAttribute("aria-sort");
-  if (order !== "none") heads[column].setAttribute("aria-sort", order);
-  const numeric = heads[column].classList.contains("r");
-  const keyed = rows.map((row) => [value(row, column, numeric), row]);
-  if (order !== "none") {
-    const sign = order === "descending" ? 1 : -1;
-    keyed.sort(([a], [b]) => {
-      const found = compare(a, b);
-      return Number.isNaN(found) ? Number.isNaN(a) - Number.isNaN(b) : sign * found; // no value: last
-    });
+  const sorted = rows.map((row) => [valueOf(row, column, kind), row]);
+  if (order) {
+    heads[column].setAttribute("aria-sort", order);
+    sorted.sort(([a], [b]) => compare(a, b, order === "ascending" ? 1 : -1));
   }
-  table.tBodies[0].append(...keyed.map(([, row]) => row));
+  table.tBodies[0].append(...sorted.map(([, row]) => row));
 }
 
 for (const table of document.querySelectorAll("table")) {
