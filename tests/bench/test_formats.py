@@ -190,7 +190,7 @@ def test_what_was_run_on_other_streams_is_not_compared(places, tmp_path, capsys)
     [
         ("nowhere/at/all", "old/mine", "expected <row>-seed<n>.json files"),
         ("new/mine/bb", "old/mine", "no folder, and .*mine has no such row; did you mean 'b'"),
-        ("new/mine", "other", "has results of mine, .*other of twenty"),
+        ("new/mine", "other", "new/mine has of mine: a, b; .*other has of twenty: a"),
     ],
 )
 def test_places_that_cannot_be_compared_are_named(places, tmp_path, first, second, message):
@@ -202,7 +202,7 @@ def test_places_that_cannot_be_compared_are_named(places, tmp_path, first, secon
 
 def test_folders_without_a_row_in_common_say_what_they_have(places, tmp_path):
     saved(tmp_path / "third", made("x", 0), made("y", 0))
-    with pytest.raises(ValueError, match=r"rows a, b in .*new/mine, and x, y in .*third/mine"):
+    with pytest.raises(ValueError, match=r"new/mine has of mine: a, b; .*third/mine has of mine: x, y"):
         folders.compare_places(places[0], tmp_path / "third" / "mine")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.bench.config import nearest, read_toml
-from avalanche_contrastive.bench.report.cells import NONE, Table, percent
+from avalanche_contrastive.bench.report.cells import NONE, Table
+from avalanche_contrastive.bench.report.comparisons import difference_cells
 from avalanche_contrastive.bench.report.figures import PUBLISHED, Figure, aligned, stream_of
 from avalanche_contrastive.bench.report.published import check_keys
 from avalanche_contrastive.bench.report.stats import compare
@@ -143,14 +144,7 @@ def _aligned(rows: Sequence[Sequence[Result]], figure: Figure) -> list[tuple[flo
 
 def _judged(pairs: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
     """Verdict, mean difference, interval and seeds."""
-    if not pairs:
-        return NOT_SHOWN, NONE, NONE, "0"
-    found = compare(*zip(*pairs, strict=True))
-    low, high = found.interval or (-1.0, 1.0)
-    verdict = HOLDS if low > 0 else REVERSED if high < 0 else NOT_SHOWN
-    return (
-        verdict,
-        f"{100 * found.difference:+.1f}",
-        percent(found.interval, "+") if found.interval else NONE,
-        str(found.n),
-    )
+    difference, ends, *_ = difference_cells(pairs)
+    interval = compare(*zip(*pairs, strict=True)).interval if pairs else None
+    low, high = interval or (0.0, 0.0)
+    return HOLDS if low > 0 else REVERSED if high < 0 else NOT_SHOWN, difference, ends, str(len(pairs))

@@ -6,6 +6,7 @@ from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.report.cells import NONE, Table, capital, count, percent
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
+    BEST,
     UPPER,
     aligned,
     best_of,
@@ -113,7 +114,8 @@ def overview_table(everything: Everything) -> Table:
     )
     caption = (
         "Final accuracy in percent, mean ± standard deviation over seeds; behind the suite the stored images. Rows "
-        "without a memory stand in every column of their suite. CSD's own measure is Recall@1: see the suites' tables."
+        "without a memory stand in every column of their suite. CSD's own measure is Recall@1: see the suites' tables. "
+        f"{BEST}"
     )
     return Table(
         ("method", *columns),

@@ -26,6 +26,10 @@ OURS = ("co2l", "ssil", "csd")
 UPPER = ("joint", "cumulative")  # trained on all data at once: they bound the others, and never count as the best
 BOUNDS = ("naive", "from_scratch", *UPPER)
 GROUPS = ("ours", "replay", "regularisation and others", "bounds")
+BEST = (
+    "Bold: the best mean of a column among the rows of one memory and those without one, and means within its 95 % "
+    "interval; joint and cumulative training do not compete."
+)
 OF_PROCESS = "resident memory"  # starts `peak_memory_of` on a CPU
 
 
@@ -93,6 +97,12 @@ def _matrix(result: Result, key: str) -> Matrix | None:
     return result.get(key)
 
 
+def known(results: Sequence[Result], figure: Figure) -> list[float]:
+    """A figure of each of these results; empty if one lacks it or has no finite one."""
+    found = [value for value in map(figure, results) if value is not None and is_finite(value)]
+    return found if len(found) == len(results) else []
+
+
 # ---- cells and columns
 
 
@@ -100,7 +110,7 @@ def spread_of(figure: Figure, scale: float = 100.0, digits: int = 1) -> Cell:
     """Mean ± standard deviation."""
 
     def cell(results: Sequence[Result]) -> str:
-        found = mean_std([figure(result) for result in results])
+        found = mean_std(known(results, figure))
         if found is None:
             return NONE
         mean, std = (f"{scale * value:.{digits}f}" for value in found)
@@ -113,8 +123,8 @@ def interval_of(figure: Figure) -> Cell:
     """95 % interval of a mean that cannot leave [0, 1]."""
 
     def cell(results: Sequence[Result]) -> str:
-        values = [value for value in map(figure, results) if value is not None and is_finite(value)]
-        if len(values) < len(results) or len(values) < 2:
+        values = known(results, figure)
+        if len(values) < 2:
             return NONE
         low, high = mean_interval(values)
         return percent((max(low, 0.0), min(high, 1.0)))
@@ -268,9 +278,8 @@ def aligned(rows: Sequence[Sequence[Result]], figure: Figure, names: Sequence[st
     streams = [{seed: drawn(found[seed]) for seed in shared} for found in by_seed]
     for name, other in zip(names[1:], streams[1:], strict=True):
         check_pairing(streams[0], other, names=(names[0], name))
-    values = [[figure(found[seed]) for found in by_seed] for seed in shared]
-    known = [tuple(v for v in of_seed if v is not None and is_finite(v)) for of_seed in values]
-    return known if all(len(of_seed) == len(rows) for of_seed in known) else []
+    values = [known([found[seed] for found in by_seed], figure) for seed in shared]
+    return [tuple(of_seed) for of_seed in values] if all(values) else []
 
 
 # ---- the best of a column
@@ -299,11 +308,10 @@ def best_of(among: Mapping[Key, Sequence[Result]], column: Column) -> list[Key]:
     figure = column.figure
     if figure is None:
         return []
-    values = {key: [figure(result) for result in results] for key, results in among.items()}
-    known = {key: [v for v in of_row if v is not None and is_finite(v)] for key, of_row in values.items()}
-    means = {key: column.better * fmean(of_row) for key, of_row in known.items() if len(of_row) == len(among[key])}
+    values = {key: known(results, figure) for key, results in among.items()}
+    means = {key: column.better * fmean(of_row) for key, of_row in values.items() if of_row}
     if len(means) < 2:
         return []
     top = max(means, key=lambda key: means[key])
-    ends = [column.better * end for end in mean_interval(known[top])] if len(known[top]) > 1 else [means[top]]
+    ends = [column.better * end for end in mean_interval(values[top])] if len(values[top]) > 1 else [means[top]]
     return [key for key, mean in means.items() if mean >= min(ends) - 1e-12]

@@ -49,7 +49,7 @@ def compare_places(first: Path, second: Path) -> Table:
             if (difference := changed(one[suite][a][0], other[suite][b][0])) != SAME:
                 remarks.append(f"{label}: the first was run with {difference}.")
     if not lines:
-        raise ValueError(f"nothing to compare: {' '.join(remarks) or _apart(first, one, second, other)}")
+        raise ValueError(f"nothing to compare: {' '.join(remarks) or f'{_held(first, one)}; {_held(second, other)}'}")
     caption = (
         "First minus second over the same seeds and streams, in percentage points: mean, 95 % interval of that mean by "
         "Student's t, on how many of the seeds the first is higher, p of the two-sided sign-flip test. Nothing is "
@@ -59,15 +59,9 @@ def compare_places(first: Path, second: Path) -> Table:
     return Table(columns, tuple(lines), "llrrrrrr", " ".join([caption, *remarks]))
 
 
-def _apart(first: Path, one: Everything, second: Path, other: Everything) -> str:
-    """What two places have, that share no suite or no row."""
-    shared = [suite for suite in one if suite in other]
-    if not shared:
-        return f"{first} has results of {listed(one)}, {second} of {listed(other)}"
-    rows = (listed(row for suite in shared for row in found[suite]) for found in (one, other))
-    return "of {} there are rows {} in {}, and {} in {}".format(
-        listed(shared), *(x for pair in zip(rows, (first, second), strict=True) for x in pair)
-    )
+def _held(place: Path, found: Everything) -> str:
+    """The rows of a place in words."""
+    return f"{place} has " + "; ".join(f"of {suite}: {listed(rows)}" for suite, rows in found.items())
 
 
 def _pairs(one: Grouped, other: Grouped) -> Sequence[tuple[str, str]]:

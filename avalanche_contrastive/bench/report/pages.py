@@ -16,8 +16,8 @@ from avalanche_contrastive.bench.report.comparisons import (
     published_notes,
     published_tables,
 )
+from avalanche_contrastive.bench.report.figures import BEST
 from avalanche_contrastive.bench.report.tables import (
-    BEST,
     ablation_table,
     chosen_table,
     cost_table,

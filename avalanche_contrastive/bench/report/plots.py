@@ -28,6 +28,7 @@ from avalanche_contrastive.bench.report.figures import (
     classes,
     get,
     group_of,
+    known,
     memories,
     memory_of,
     peak_memory,
@@ -255,7 +256,7 @@ def _curves(grouped: Grouped, key: str, label: str) -> Any:
     figure.supylabel(label, fontsize="medium")
     seeds = max((len(curves) for curves in values.values()), default=0)
     spread = "mean over seeds, bands ± one standard deviation" if seeds > 1 else "one seed"
-    thin = "; thin lines: ours, as in the first panel" if any(panel.beside for panel in shown) else ""
+    thin = "; thin lines: ours, as in the first panel; ranges differ" if any(panel.beside for panel in shown) else ""
     figure.suptitle(words(suite_of(grouped)) + f": {spread}{thin}", fontsize="medium")
     return figure
 
@@ -342,7 +343,7 @@ def heat_map(axes: Any, title: str, matrix: Any, names: Sequence[str]) -> Any:
 def cost(grouped: Grouped) -> Any:
     """Bars: seconds of training and of the rest, and peak memory where it was measured on a GPU."""
     rows = shown_rows(grouped)
-    measured = [mean_std([peak_memory(result) for result in grouped[row.name]]) for row in rows]
+    measured = [mean_std(known(grouped[row.name], peak_memory)) for row in rows]
     panels = 2 if any(measured) else 1
     figure, grid = plt.subplots(
         1, panels, figsize=(4.6 * panels + 4, 0.3 * len(rows) + 1.2), sharey=True, squeeze=False, layout="constrained"
@@ -357,8 +358,7 @@ def cost(grouped: Grouped) -> Any:
 
 def _seconds(axes: Any, rows: Sequence[Row], grouped: Grouped) -> None:
     means = [
-        [mean_std([get(key)(result) for result in grouped[row.name]]) for row in rows]
-        for key in ("seconds_training", "seconds_total")
+        [mean_std(known(grouped[row.name], get(key))) for row in rows] for key in ("seconds_training", "seconds_total")
     ]
     training, total = ([found[0] if found else 0.0 for found in column] for column in means)
     spread = [found[1] if found else 0.0 for found in means[1]]

@@ -11,6 +11,7 @@ from typing import Any
 from avalanche_contrastive.bench.config import load_row, nearest, read_toml, row_files, same_config, suites
 from avalanche_contrastive.bench.files import Grouped, Result
 from avalanche_contrastive.bench.report.figures import PUBLISHED as FIGURES
+from avalanche_contrastive.bench.report.figures import known
 from avalanche_contrastive.bench.report.stats import mean_std
 
 PUBLISHED = Path(__file__).parent / "published.toml"
@@ -170,7 +171,7 @@ def _beside(number: Number, everything: Mapping[str, Grouped]) -> list[Beside]:
     for ours in number.ours:
         results = everything.get(ours.suite, {}).get(ours.row, [])
         tested = [result for result in results if result["evaluated_on"] == "test"]
-        figures = mean_std([FIGURES[number.figure](result) for result in tested])
+        figures = mean_std(known(tested, FIGURES[number.figure]))
         if figures is not None:
             held = ours if _as_filed(ours, tested) else replace(ours, same=CHANGED)
             found.append(Beside(number, held, 100 * figures[0], 100 * figures[1], len(tested)))

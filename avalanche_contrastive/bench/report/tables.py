@@ -7,6 +7,7 @@ from avalanche_contrastive.bench.config import TABLES, Row
 from avalanche_contrastive.bench.report.cells import NONE, SUPERSCRIPTS, Code, Table, listed, worded
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
+    BEST,
     COST,
     Column,
     best_cells,
@@ -16,10 +17,6 @@ from avalanche_contrastive.bench.report.figures import (
 )
 from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
-BEST = (
-    "Bold: the best mean of a column among the rows of one memory and those without one, and means within its 95 % "
-    "interval; joint and cumulative training do not compete."
-)
 SAME = "the same setting"
 
 
