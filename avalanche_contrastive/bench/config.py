@@ -26,7 +26,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "augmentation": ("", "simclr", "pad_crop"),
 }
 # What decides which images a run sees, and in which order.
-STREAM_KEYS = ("stream", "data", "scenario", "experiences", "base_classes", "train_images", "test_images")
+STREAM_KEYS = (
+    *("stream", "data", "scenario", "experiences", "base_classes", "class_order"),
+    *("train_images", "test_images", "image_size"),
+)
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
 
 
@@ -42,13 +45,16 @@ class Config:
         scenario: "class", "task" (task labels; the task is known in evaluation) or "domain".
         experiences: 0: as many as the stream usually has.
         base_classes: classes of the first experience; 0: all experiences have equally many.
+        class_order: "": shuffled by the seed; "natural": 0, 1, 2, ...; or a list of all classes.
         train_images: stratified random subset of the training images (of each domain), 0: all.
         test_images: the same for the test images.
+        image_size: of a folder of images: the side that all get; 0: their median, if they differ.
         network: key of NETWORKS; "": the stream's own.
         memory: stored images, 0 for methods without a memory.
         epochs: passes over each experience.
         epochs_later: passes over each experience after the first; 0: as over the first.
         batch_size: images of the current experience per step.
+        drop_last: leave the last batch of an epoch out if it is smaller.
         optimizer: "sgd" or "adam".
         lr: learning rate.
         lr_later: factor on lr from the second experience on.
@@ -71,13 +77,16 @@ class Config:
     scenario: str = "class"
     experiences: int = 0
     base_classes: int = 0
+    class_order: str | tuple[int, ...] = ""
     train_images: int = 0
     test_images: int = 0
+    image_size: int = 0
     network: str = ""
     memory: int = 100
     epochs: int = 20
     epochs_later: int = 0
     batch_size: int = 32
+    drop_last: bool = False
     optimizer: str = "sgd"
     lr: float = 0.03
     lr_later: float = 1.0
@@ -94,7 +103,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """The config as it stands in a result."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 KEYS = {f.name: f.default for f in fields(Config) if f.default is not MISSING}  # what a TOML may set, with defaults
@@ -333,8 +342,9 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
         want = type(defaults[key])
         if want is float and type(value) is int:
             value = float(value) if abs(value) < sys.float_info.max else float("inf")
-        if want is tuple and isinstance(value, list) and all(type(item) is int for item in value):
-            value = tuple(value)
+        if isinstance(value, list) and (want is tuple or key == "class_order"):
+            value = tuple(value) if all(type(item) is int for item in value) else value
+            want = tuple
         if type(value) is not want:
             kind = "list of whole numbers" if want is tuple else want.__name__
             raise ValueError(f"{where}: {key} must be a {kind}, got {value!r} ({type(value).__name__})")

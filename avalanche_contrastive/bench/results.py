@@ -162,7 +162,9 @@ def rows_of(grouped: Grouped, table: str) -> list[Row]:
 
 def _stored_row(name: str, result: Result) -> Row:
     shown = result.get("shown", {})
-    stored = {**result["config"], "milestones": tuple(result["config"]["milestones"])}
+    stored: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in result["config"].items()
+    }
     if stored["method"] not in METHODS and ":" not in stored["method"]:
         raise ValueError(f"results of {name!r} are of a method {stored['method']!r} that is not known here")
     return Row(name, Config(**stored), **{"label": name, **shown})
@@ -269,6 +271,7 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     "class_names": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of strings"),
     "experience_classes": (_classes, "a list of lists of whole numbers"),
     "angles": (_numbers, "a list of numbers"),
+    "evaluations": (lambda value: isinstance(value, dict) and all(map(_number, value.values())), "a table of numbers"),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
 }
@@ -306,11 +309,12 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: its config has {', '.join(unknown)}, unknown here. Was it written by a newer version?"
         )
     for key, value in config.items():
-        want = type(defaults[key])
+        want = list if key == "class_order" and isinstance(value, list) else type(defaults[key])
         if not (type(value) is want or (want is float and _whole(value))):
             raise ValueError(f"{path}: config: {key} must be a {want.__name__}, got {_short(value)}")
-    if not all(map(_whole, config.get("milestones", []))):
-        raise ValueError(f"{path}: config: milestones must be whole numbers, got {_short(config['milestones'])}")
+    for key in ("milestones", "class_order"):
+        if isinstance(config.get(key), list) and not all(map(_whole, config[key])):
+            raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):
         raise ValueError(f"{path}: config: options must be bools, numbers or strings, got {_short(config['options'])}")
     suite = config.get("suite", "")

@@ -85,7 +85,21 @@ def a_member_that_is_no_array(path):
         archive.writestr("readme.txt", "hello")
 
 
+def a_shape(path, shape):
+    """An array whose header says a shape of another kind; numpy takes True for 1."""
+    npz(path, test_images=None)
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("test_images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+
+
 NPZ = {
+    "a bool in a shape": (
+        lambda p: a_shape(p, "(True, 6, 5)"),
+        r"not a readable .*: .* shape is \(True, 6, 5\)",
+    ),
+    "a negative shape": (lambda p: a_shape(p, "(-1, 6, 5)"), "not a readable .npz file: .* shape is .-1, 6, 5."),
+    "a fraction in a shape": (lambda p: a_shape(p, "(1.5, 6, 5)"), "not a readable .npz file"),
     "labels that are objects": (lambda p: objects(p, "train_labels"), "train_labels are Python objects .pickled."),
     "images that are objects": (lambda p: objects(p, "train_images"), "train_images are Python objects .pickled."),
     "objects under a key of no use": (lambda p: objects(p, "more"), "more are Python objects .pickled."),

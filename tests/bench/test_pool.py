@@ -24,7 +24,7 @@ from avalanche_contrastive.bench import outside
 from avalanche_contrastive.bench.config import Config, load_row, updated
 from avalanche_contrastive.bench.run import pool, progress
 from avalanche_contrastive.bench.run.execute import run_job
-from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device
+from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device, is_out_of_memory
 from avalanche_contrastive.bench.run.pool import Job, run_jobs
 from avalanche_contrastive.bench.run.progress import Progress
 
@@ -274,6 +274,27 @@ def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path, monkeypatch):
     for job in (jobs[0], jobs[2]):
         assert [share for key, share, _ in shown.reports if key == job.id][-1] == 1
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_without_enough_memory_is_named_and_the_next_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "mine_large.py").write_text("import torch\n\ndef build(setting):\n    return torch.empty(2**56)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs = [Job("large", replace(quick(), method="mine_large:build"), 0), Job("naive", quick(), 1)]
+    results, shown = [], Recorded(2)
+    failed = run_jobs(jobs, 1, run_job, lambda job, result: results.append(job.name), progress=shown)
+    assert [job.name for job, _ in failed] == ["large"]
+    assert "FAILED: out of memory. Give a smaller batch_size" in shown.out.getvalue()
+    assert "mine_large.py" in failed[0][1]  # the whole story is there too
+    assert results == ["naive"]
+
+
+def test_what_counts_as_out_of_memory():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    wrapped = ValueError("the model could not be built")
+    wrapped.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert is_out_of_memory(wrapped)
 
 
 def test_reports_never_block_a_run_and_arrive_whole():

@@ -171,23 +171,34 @@ def check_memory(where: str, needed: int) -> None:
         )
 
 
-def stratified(y: Tensor, share: float, where: str) -> tuple[Array, Array]:
+def stratified(y: Tensor, share: float, where: str, names: Sequence[str] = ()) -> tuple[Array, Array]:
     """Indices of what stays and of a stratified share that is held out, always the same.
 
+    Args:
+        y: (N,) classes.
+        share: of each class, in (0, 1).
+        where: begins a message.
+        names: of the classes.
+
     Raises:
-        ValueError: a class has too few images to be in both.
+        ValueError: a class has too few images to be in both; the message names it.
     """
     from sklearn.model_selection import train_test_split
 
     counts = torch.bincount(y)
     out = math.ceil(len(y) * share)
-    if counts.min() < 2 or min(out, len(y) - out) < len(counts):
-        raise ValueError(
-            f"{where}: too few images to hold out {share:.0%} of each class; {len(y)} images in {len(counts)} classes, "
-            f"class {int(counts.argmin())} has {int(counts.min())}."
-        )
-    kept, held = train_test_split(np.arange(len(y)), test_size=share, stratify=y.numpy(), random_state=SPLIT_SEED)
-    return kept, held
+    few = [c for c in range(len(counts)) if counts[c] < 2]
+    if not few and min(out, len(y) - out) >= len(counts):
+        kept, held = train_test_split(np.arange(len(y)), test_size=share, stratify=y.numpy(), random_state=SPLIT_SEED)
+        few = np.setdiff1d(np.arange(len(counts)), y[held].numpy()).tolist()
+        if not few:
+            return kept, held
+    few = few or [int(counts.argmin())]
+    listed = ", ".join(f"{names[c] if names else f'class {c}'} has {int(counts[c])}" for c in few[:SHOWN])
+    raise ValueError(
+        f"{where}: too few images to hold out {share:.0%} of each class: {len(y)} images in {len(counts)} classes, "
+        f"{listed}. At least {math.ceil(1 / share)} of each class are enough; or give test images of your own"
+    )
 
 
 # ---- a file of arrays, in the keys of MedMNIST
@@ -273,6 +284,8 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                     version = np.lib.format.read_magic(member)
                     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2
                     shape, _, dtype = read(member)
+                if any(type(length) is not int or length < 0 for length in shape):  # True is an int to numpy
+                    raise ValueError(f"{name} says that its shape is {shape}")
                 headers[name.removesuffix(".npy")] = shape, dtype
     except BROKEN as error:
         raise ValueError(f"{path}: not a readable .npz file: {error}. Is it cut off, or something else?") from error

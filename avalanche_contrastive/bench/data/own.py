@@ -1,12 +1,16 @@
-"""Your own data: a `.npz` in MedMNIST's key layout, or a folder with a folder of images for each class."""
+"""Your own data: a `.npz` file, or a folder with a folder of images for each class."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped, unused-ignore]
+from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import (
     PARTS,
@@ -18,14 +22,20 @@ from avalanche_contrastive.bench.data.arrays import (
     load_npz,
     stratified,
 )
-from avalanche_contrastive.bench.data.images import decode, sizes_and_colour
+from avalanche_contrastive.bench.data.images import Header, Size, decode, header_of
 
 VALIDATION = ("val", "valid", "validation")  # what the folder of validation images may be called
+LARGEST = 224  # side of a square that nobody asked for
+MANY = 0.1  # share of images that may be enlarged or shrunk a lot without a word
 TEST_SHARE = 0.2  # of a folder that has no test images of its own
 
 
-def load_own(path: str) -> Arrays:
+def load_own(path: str, image_size: int = 0) -> Arrays:
     """Read a `.npz` file or a folder of images.
+
+    Args:
+        path: of it.
+        image_size: side that all images of a folder get; 0: see `load_folder`.
 
     Raises:
         ValueError: there is nothing, or it is not as described in `load_npz` and `load_folder`.
@@ -34,11 +44,13 @@ def load_own(path: str) -> Arrays:
         raise ValueError("the stream 'own' needs `data`: the path of a .npz file or of a folder of images.")
     found = Path(path).expanduser()
     if found.is_dir():
-        return load_folder(found)
+        return load_folder(found, image_size)
     if not found.exists():
         raise ValueError(f"{found}: no such file or folder.")
     if not found.is_file():
         raise ValueError(f"{found}: expected a .npz file or a folder of images, this is a device or a pipe.")
+    if image_size:
+        raise ValueError(f"{found}: image_size is for folders of images; the images of a .npz file have one size.")
     return load_npz(found)
 
 
@@ -72,19 +84,23 @@ def _check_links(root: Path) -> None:
                 raise ValueError(f"{link}: a link to {target}, which it is in itself: its images would come again.")
 
 
-def load_folder(path: Path) -> Arrays:
+def load_folder(path: Path, image_size: int = 0) -> Arrays:
     """Read `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (optional `val/...`), or `CLASS/IMAGE`.
 
     train/ and test/ are parts where both are there, and beside them at most one of val/, valid/ and validation/. In any
     other company, such as car/ and train/ without test/, they are classes like the others, and must hold images.
 
     Without test images of its own a folder is split, a fifth of each class for the test, always the same way. Images
-    are grey if all of them are, else all are in colour. If they differ in size, each is scaled and its middle cut out,
-    to a square with the smallest side of any of them.
+    are grey if all of them are, else all are in colour. If they differ in size, each is scaled and its middle cut out
+    to a square; `Arrays.note` says so, and what was left out.
+
+    Args:
+        path: the folder.
+        image_size: side of the square; 0: the median of the shorter sides, at most LARGEST.
 
     Raises:
         ValueError: no class folders, an empty one, other classes in test than in train, folders that could be parts or
-            classes, an unreadable image.
+            classes, an unreadable image, a class with too few images.
     """
     _check_links(path)
     places = _part_folders(path)
@@ -95,21 +111,66 @@ def load_folder(path: Path) -> Arrays:
             lone = ", ".join(sorted(set(folder.classes) ^ set(classes)))
             name = places[part].name
             raise ValueError(f"{path}: train/ and {name}/ must have the same classes; in one of them only: {lone}.")
-    sizes, grey = sizes_and_colour([name for folder in folders.values() for name, _ in folder.samples])
-    side = min(min(size) for size in sizes)
-    size = next(iter(sizes)) if len(sizes) == 1 else (side, side)
-    count = sum(len(folder) for folder in folders.values())
-    check_memory(str(path), 2 * count * size[0] * size[1] * (1 if grey else 3))
-    x, y = {}, {}
-    for part, folder in folders.items():
-        images = decode([name for name, _ in folder.samples], 1 if grey else 3, size)
-        x[part], y[part] = images_tensor(str(path), images), np.asarray(folder.targets, dtype=np.int64)
+    files = {part: [name for name, _ in folder.samples] for part, folder in folders.items()}
+    headers = [header_of(name) for names in files.values() for name in names]
+    size, note = _common_size(headers, image_size)
+    channels = 1 if all(header.grey for header in headers) else 3
+    check_memory(str(path), 2 * len(headers) * size[0] * size[1] * channels)
+    x = {part: images_tensor(str(path), decode(names, channels, size)) for part, names in files.items()}
+    y = {part: np.asarray(folder.targets, dtype=np.int64) for part, folder in folders.items()}
     if "all" in places:
-        kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, str(path))
+        kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, str(path), classes)
         x, y = {"train": x["all"][kept], "test": x["all"][held]}, {"train": y["all"][kept], "test": y["all"][held]}
     check_classes(str(path), y)
-    note = "" if len(sizes) == 1 else f"images of {len(sizes)} sizes, each scaled and cut to {side} x {side}"
-    return arrays_of(x, y, tuple(classes), domains={}, note=note)
+    notes = [note, _dropped(headers), _left_out(places.values(), files.values())]
+    return arrays_of(x, y, tuple(classes), domains={}, note="; ".join(filter(None, notes)))
+
+
+def _common_size(headers: Sequence[Header], image_size: int) -> tuple[Size, str]:
+    """The size that all images get, and what that means for them in words."""
+    sizes = {header.size for header in headers}
+    if len(sizes) == 1 and not image_size:
+        return sizes.pop(), ""
+    shorter = [min(header.size) for header in headers]
+    middle = round(median(shorter))
+    side = image_size or min(middle, LARGEST)
+    words = f"images of {len(sizes)} sizes, each scaled and cut to {side} x {side}"
+    if not image_size:
+        words += f"; the median of their shorter sides is {middle}"
+    larger, smaller = sum(side > 1.5 * short for short in shorter), sum(3 * side < short for short in shorter)
+    if larger + smaller > MANY * len(shorter):
+        words += (
+            f" (of {len(shorter)} images {larger} are enlarged by more than half and {smaller} shrunk to less than a "
+            "third: is that meant? image_size sets another side)"
+        )
+    return (side, side), words
+
+
+def _dropped(headers: Sequence[Header]) -> str:
+    """What the images lose, in words."""
+    words = []
+    if count := sum(header.transparent for header in headers):
+        words.append(f"the transparency of {count} images is dropped")
+    if count := sum(header.moving for header in headers):
+        words.append(f"of {count} images with several frames the first is taken")
+    return "; ".join(words)
+
+
+def _left_out(places: Iterable[Path], read: Iterable[Sequence[str]]) -> str:
+    """How many files were not read, by their extension."""
+    known = {os.fspath(name) for names in read for name in names}
+    found = [
+        Path(folder, name)
+        for place in places
+        for folder, _, names in os.walk(place, followlinks=True)
+        for name in names
+        if not name.startswith(".") and not any(part.startswith(".") for part in Path(folder).relative_to(place).parts)
+    ]
+    counts = Counter(path.suffix.lower() or "no extension" for path in found if os.fspath(path) not in known)
+    if not counts:
+        return ""
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return f"files left out: {listed} (read: {', '.join(IMG_EXTENSIONS)}, in the folder of a class)"
 
 
 def _part_folders(path: Path) -> dict[str, Path]:

@@ -36,6 +36,7 @@ class Stream:
         class_names: K names.
         experience_classes: of each experience, ascending.
         description: all of it in words, for results.
+        note: what was done to the images and what was left out, in words; empty if nothing.
         angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
     """
 
@@ -47,6 +48,7 @@ class Stream:
     class_names: tuple[str, ...]
     experience_classes: list[list[int]]
     description: str
+    note: str = ""
     angles: list[float] = field(default_factory=list)
 
 
@@ -87,8 +89,10 @@ def make_stream(
     scenario: str = "",
     experiences: int = 0,
     base_classes: int = 0,
+    class_order: str | Sequence[int] = "",
     train_images: int = 0,
     test_images: int = 0,
+    image_size: int = 0,
     validation: bool = False,
 ) -> Stream:
     """The stream of one run.
@@ -105,9 +109,11 @@ def make_stream(
         scenario: "class", "task" or "domain"; "": the stream's first.
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
+        class_order: "": shuffled by the seed; "natural"; or all classes in a list.
         train_images: at most so many training images, the same for every seed, each class with its share; 0: all.
             Of rotated_mnist it is the number for each domain, each with a choice of its own.
         test_images: likewise of the evaluated images.
+        image_size: of a folder of your own: the side that all images get; 0: their median, if they differ.
         validation: evaluate on validation images instead of the test images, which are then not even in the
             benchmark: those of the data, or a stratified fifth of the training images. For `tune`.
 
@@ -122,12 +128,13 @@ def make_stream(
         raise ValueError(f"{name}: scenario must be one of {', '.join(kind.scenarios)}; got {scenario!r}.")
     if min(experiences, base_classes, train_images, test_images) < 0:
         raise ValueError(f"{name}: experiences, base_classes, train_images and test_images must not be negative.")
-    if base_classes and scenario == "domain":
-        raise ValueError(
-            f"{name}: base_classes means nothing in the domain scenario, where no experience adds classes."
-        )
+    for key, value in {"base_classes": base_classes, "class_order": class_order}.items():
+        if value and scenario == "domain":
+            raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
+    if image_size and kind.source != "own":
+        raise ValueError(f"{name}: image_size is for folders of your own images.")
     install()
-    loaded = _load(kind, data, validation)
+    loaded = _load(kind, data, validation, image_size)
     if kind.rotated:
         return _rotated(loaded, seed, experiences or kind.experiences, (train_images, test_images))
     loaded = replace(loaded, train=_capped(loaded.train, train_images), held=_capped(loaded.held, test_images))
@@ -135,7 +142,8 @@ def make_stream(
         return _domains(loaded, seed, experiences)
     classes = len(loaded.class_names)
     sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), base_classes)
-    return _classes(loaded, seed, sizes, task_labels=scenario == "task")
+    order, words = _order(class_order, classes, seed)
+    return _classes(loaded, order, sizes, words, task_labels=scenario == "task")
 
 
 def default_experiences(classes: int) -> int:
@@ -212,8 +220,23 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
 _own = lru_cache(maxsize=1)(load_own)  # decoded once per process
 
 
-def _load(kind: StreamKind, data: str, validation: bool) -> _Loaded:
-    arrays = _own(data) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
+def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:
+    """The order in which classes come, and how it was chosen in words."""
+    if wanted == "":
+        return np.random.default_rng(seed).permutation(classes).tolist(), "by seed"
+    if wanted == "natural":
+        return list(range(classes)), "natural"
+    if isinstance(wanted, str) or sorted(wanted) != list(range(classes)):
+        raise ValueError(
+            f'class_order must be "", "natural", or a list of all classes, 0 to {classes - 1}, got {wanted!r}.'
+        )
+    return list(wanted), "given"
+
+
+def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Loaded:
+    arrays = (
+        _own(data, image_size) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
+    )
     train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
     if not validation:
         held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")
@@ -236,9 +259,8 @@ def _capped(part: _Part, size: int, key: Sequence[int] = ()) -> _Part:
         raise ValueError(f"number of {part.name} images: {error}") from error
 
 
-def _classes(loaded: _Loaded, seed: int, sizes: list[int], *, task_labels: bool) -> Stream:
+def _classes(loaded: _Loaded, order: list[int], sizes: list[int], words: str, *, task_labels: bool) -> Stream:
     """New classes in each experience."""
-    order = np.random.default_rng(seed).permutation(len(loaded.class_names)).tolist()
     train, held = (Images(part.x, part.y, normalise=loaded.kind.normalise) for part in loaded.parts)
     benchmark = nc_benchmark(
         train,
@@ -252,7 +274,7 @@ def _classes(loaded: _Loaded, seed: int, sizes: list[int], *, task_labels: bool)
     groups = [sorted(order[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
     shown = str(sizes[0]) if len(set(sizes)) == 1 else f"{sizes[0]} and then {sizes[-1]}"
     scenario = "task" if task_labels else "class"
-    what = f"{scenario}-incremental: {len(order)} classes in {len(sizes)} experiences of {shown}, order by seed"
+    what = f"{scenario}-incremental: {len(order)} classes in {len(sizes)} experiences of {shown}, order {words}"
     return _stream(loaded, benchmark, order, groups, what)
 
 
@@ -336,5 +358,6 @@ def _stream(
         loaded.class_names,
         groups,
         description + (f" ({loaded.note})" if loaded.note else ""),
+        loaded.note,
         list(angles),
     )

@@ -1,11 +1,12 @@
 """The networks by name, and what a builder gets and gives."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from avalanche.models import make_icarl_net
+from avalanche.models import DynamicModule, make_icarl_net
 from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -127,6 +128,17 @@ def resnet_32(image_shape: ImageShape) -> Encoder:
     return Encoder(64, body)
 
 
+def resnet_32_csd(image_shape: ImageShape) -> Encoder:
+    """The same as CSD's authors have it: initialised by fan out, shortcuts padded after the last channel."""
+    encoder = resnet_32(image_shape)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.out_channels)))
+        elif isinstance(layer, nn.ConstantPad3d):
+            layer.padding = (0, 0, 0, 0, 0, sum(layer.padding))
+    return encoder
+
+
 NETWORKS: Mapping[str, Network] = {
     "mlp": Network(mlp, "two hidden layers of 100 units"),
     "small_cnn": Network(small_cnn, "3 convolutions, 64 features, for images of 8 x 8 and a little more", smallest=2),
@@ -134,6 +146,7 @@ NETWORKS: Mapping[str, Network] = {
     "mnist_cnn": Network(mnist_cnn, "2 convolutions and a layer, 500 features, Co2L's for R-MNIST", smallest=16),
     "resnet18": Network(resnet_18, "ResNet-18 with a 3 x 3 stem and no first pooling, 512 features", smallest=8),
     "resnet32": Network(resnet_32, "the CIFAR ResNet of 32 layers, 64 features", smallest=4),
+    "resnet32_csd": Network(resnet_32_csd, "the same, initialised and padded as CSD's authors have it", smallest=4),
 }
 
 
@@ -157,7 +170,7 @@ def make_encoder(name: str, image_shape: ImageShape) -> Encoder:
 class Classifier(nn.Module):
     """Encoder and linear head; the head is the last classifier layer that Recall@1 looks for."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Linear):
+    def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -180,6 +193,35 @@ class CosineHead(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Logits: the length of the feature times its cosine with each row."""
         return nn.functional.linear(input, nn.functional.normalize(self.weight, dim=1))
+
+
+class GrowingUnitHead(DynamicModule):
+    """CSD's classifier as its authors train it: no bias, rows put to unit length in place, classes as they come.
+
+    The rows are divided by their length outside of the graph, before each forward pass, so the optimiser sees the
+    gradient as if they were free. The logit of a class that no training experience has had yet is MASKED: its row has
+    no part in any softmax, as if the head had not grown to it.
+    """
+
+    MASKED = -1000.0
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=False)
+        self.register_buffer("seen", torch.zeros(out_features, dtype=torch.bool))
+
+    def adaptation(self, experience: Any) -> None:
+        """Grow to the classes of an experience that is trained on."""
+        super().adaptation(experience)
+        if self.training:
+            self.seen[list(experience.classes_in_this_experience)] = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits: the length of the feature times its cosine with each row."""
+        weight = self.linear.weight
+        weight.data = nn.functional.normalize(weight.data, dim=1)
+        logits: Tensor = self.linear(x)
+        return logits.masked_fill(~self.seen, self.MASKED)
 
 
 class UnitLength(nn.Module):
@@ -231,7 +273,7 @@ class Setting:
         """
         return make_encoder(self.network, self.image_shape)
 
-    def classifier(self, head: Callable[[int, int], nn.Linear] = nn.Linear) -> Classifier:
+    def classifier(self, head: Callable[[int, int], nn.Module] = nn.Linear) -> Classifier:
         """A fresh encoder with a fixed head for all classes."""
         encoder = self.encoder()
         return Classifier(encoder, head(encoder.features, self.classes))

@@ -10,10 +10,10 @@ from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSampling
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel
-from avalanche_contrastive.bench.methods.networks import LINEAR, Built, CosineHead, Setting
+from avalanche_contrastive.bench.methods.networks import LINEAR, Built, CosineHead, GrowingUnitHead, Setting
 from avalanche_contrastive.registry import METHODS, load
 
-HEADS = {"linear": nn.Linear, "cosine": CosineHead}
+HEADS = {"linear": nn.Linear, "cosine": CosineHead, "unit": GrowingUnitHead}
 
 
 def plain(s: Setting, **options: Any) -> Built:
@@ -27,6 +27,7 @@ def co2l(
     storage: str = "class_balanced",
     projection_size: int = 64,
     hidden_size: int = 0,
+    normalize: bool = True,
     **options: Any,
 ) -> Built:
     """Co2L with the setting's augmentation for all views.
@@ -35,10 +36,12 @@ def co2l(
         storage: "class_balanced" or "reservoir" (the authors' buffer on R-MNIST).
         projection_size: width of the projection.
         hidden_size: of the projection head; 0: as wide as the encoder's features.
+        normalize: divide projections by their length; the authors do not on R-MNIST.
         options: of ``Co2LPlugin``.
     """
     encoder = s.encoder()
-    model = ContrastiveModel(encoder, encoder.features, projection_size, hidden_size=hidden_size or None)
+    form = {"hidden_size": hidden_size or None} | ({} if normalize else {"normalize": False})
+    model = ContrastiveModel(encoder, encoder.features, projection_size, **form)
     memory = _memory(s, storage)
     strategy = _strategy(s, "co2l", model, options, augmentation=s.augmentation, **memory)
     fitted = {"linear": "linear layer, refitted on", "ncm": "nearest class mean of"}[strategy.method.readout]
@@ -59,7 +62,8 @@ def csd(s: Setting, *, head: str = "linear", **options: Any) -> Built:
     """CSD; it stores no image.
 
     Args:
-        head: "linear", or "cosine" for rows of unit length and no bias, as in the authors' network.
+        head: "linear"; "cosine" for rows of unit length and no bias, the norm being part of the graph; or "unit", the
+            authors', which grows with the classes and has its rows put to unit length in place.
         options: of ``CSDPlugin``.
     """
     if head not in HEADS:

@@ -209,6 +209,9 @@ class RepairedLaMAML(LaMAML):
             warnings.filterwarnings("ignore", message="Avalanche is transitioning")
             super().__init__(**keywords)
 
+    def _before_training_exp(self, drop_last: bool = True, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)  # which always drops a smaller last batch
+
     def inner_update_step(self, fast_params: Any, x: Tensor, y: Tensor, t: Tensor) -> Any:
         """One step on a part of the batch, if there is one."""
         return super().inner_update_step(fast_params, x, y, t) if len(x) > 0 else fast_params

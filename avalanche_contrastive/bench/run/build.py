@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from avalanche_contrastive.bench.data.augment import make_augmentation
 from avalanche_contrastive.bench.data.kinds import STREAMS
 from avalanche_contrastive.bench.data.streams import Stream, make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
-from avalanche_contrastive.bench.run.measure import device_of
+from avalanche_contrastive.bench.run.measure import NO_MEMORY, device_of, is_out_of_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
@@ -42,12 +43,19 @@ def check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str
     place = device_of(device)
     for row in rows:
         check(row.config)
-    streams: dict[Any, Any] = {}
+    streams: dict[Any, Stream] = {}
     for row in rows:
-        kind = (*(getattr(row.config, key) for key in STREAM_KEYS), row.on_validation)
-        if kind not in streams:
-            streams[kind] = stream_of(row.config, seeds[0], validation=row.on_validation, root=root)
-        build(row.config, streams[kind], place)
+        try:
+            kind = (*(getattr(row.config, key) for key in STREAM_KEYS), row.on_validation)
+            if kind not in streams:
+                streams[kind] = stream_of(row.config, seeds[0], validation=row.on_validation, root=root)
+            build(row.config, streams[kind], place)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise ValueError(f"{row.name}: {NO_MEMORY}") from error
+            raise
+    for note in dict.fromkeys(stream.note for stream in streams.values() if stream.note):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def check(config: Config) -> None:
@@ -92,8 +100,10 @@ def stream_of(config: Config, seed: int, *, validation: bool = False, root: str 
         scenario=config.scenario,
         experiences=config.experiences,
         base_classes=config.base_classes,
+        class_order=config.class_order,
         train_images=config.train_images,
         test_images=config.test_images,
+        image_size=config.image_size,
         validation=validation,
     )
 

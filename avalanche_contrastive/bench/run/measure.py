@@ -15,6 +15,7 @@ from avalanche_contrastive._launch import launched
 from avalanche_contrastive.parallel.plugin import local_device
 
 MIB = 1024 * 1024
+NO_MEMORY = "out of memory. Give a smaller batch_size or network, fewer train_images, or fewer --jobs at a time"
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -59,6 +60,15 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
         return _high_water() if self._resets else _peak_since_start()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there is no memory left, here or on a GPU."""
+    if error is None:
+        return False
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    own = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    return own or is_out_of_memory(error.__cause__ or error.__context__)
 
 
 def clock(device: torch.device | str = "cpu") -> float:

@@ -28,6 +28,7 @@ import torch
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import Config
 from avalanche_contrastive.bench.run import together
+from avalanche_contrastive.bench.run.measure import NO_MEMORY, is_out_of_memory
 from avalanche_contrastive.bench.run.progress import Key, Progress
 
 Outcome = dict[str, Any] | str  # a result, or what went wrong
@@ -270,7 +271,8 @@ def _attempt(work: Work, job: Job) -> Outcome:
     except BaseException as error:  # a builder that calls sys.exit(), too: one bad run stops no other
         if launched() > 1:
             raise together.end_all(job.label) from error
-        return traceback.format_exc()
+        trace = traceback.format_exc()
+        return f"{job.label}:\n{trace}{NO_MEMORY}" if is_out_of_memory(error) else trace
 
 
 def train_along(work: Work, job: Job) -> None:
