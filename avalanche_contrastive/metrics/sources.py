@@ -34,7 +34,7 @@ class Source:
 
     def __init__(self, data: Data, name: str | None = None) -> None:
         data = data.data if isinstance(data, Source) else data
-        self.data = list(data) if isinstance(data, Iterator) else data
+        self.data: Any = list(data) if isinstance(data, Iterator) else data
         if isinstance(data, str) and data != "seen":
             raise ValueError(f"data must be 'seen', experiences, a dataset or a function, got {data!r}.")
         if not isinstance(data, str) and not callable(data) and next(_datasets(self.data), None) is None:
