@@ -11,7 +11,7 @@ from avalanche_contrastive._version import __version__
 
 if TYPE_CHECKING:
     from avalanche_contrastive.data import BatchAugmentation, TwoViews
-    from avalanche_contrastive.models import ContrastiveModel, MTContrastiveModel
+    from avalanche_contrastive.models import ContrastiveModel, MTContrastiveModel, SimplexClassifier
     from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, SSILPlugin
     from avalanche_contrastive.strategies import CSD, SSIL, Co2L
 
@@ -26,6 +26,7 @@ __all__ = [
     "ExperienceSchedule",
     "MTContrastiveModel",
     "SSILPlugin",
+    "SimplexClassifier",
     "TwoViews",
     "__version__",
 ]
@@ -34,7 +35,7 @@ _MODULES = frozenset({"bench", "checkpoint", "data", "features", "losses", "metr
                       "plugins", "readout", "strategies", "tasks", "teacher"})  # fmt: skip
 _HOMES = {
     "data": ("BatchAugmentation", "TwoViews"),
-    "models": ("ContrastiveModel", "MTContrastiveModel"),
+    "models": ("ContrastiveModel", "MTContrastiveModel", "SimplexClassifier"),
     "plugins": ("CSDPlugin", "Co2LPlugin", "ExperienceSchedule", "SSILPlugin"),
     "strategies": ("CSD", "Co2L", "SSIL"),
 }

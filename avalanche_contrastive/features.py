@@ -14,6 +14,7 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_contrastive._torch import compiled, tensors_in, unwrapped
+from avalanche_contrastive.models import SimplexClassifier
 from avalanche_contrastive.readout import ReadOut
 
 __all__ = ["FeatureCapture", "own_forward", "strategy_features"]
@@ -26,6 +27,7 @@ _HEADS = (
     CosineIncrementalClassifier,
     CosineLinear,
     ReadOut,
+    SimplexClassifier,
 )
 _NAME_IT = "Name the layer whose output is the feature (feature_layer= of CSD, layer= of the metrics)."
 
@@ -96,10 +98,10 @@ class _Record:
 class FeatureCapture:
     """Features of any model: what enters the classifier layer that makes its logits, or what leaves a named layer.
 
-    Classifier layers are ``nn.Linear`` and Avalanche's heads. The one whose output is returned is taken, whichever runs
-    last; where none is (the model scales the logits, say), the one whose output is as wide, and Avalanche's heads
-    before ``nn.Linear``. The hooks live from ``attach`` to ``take``, around one forward pass: a copy of the model made
-    at any other time carries none. That pass of a compiled model is not compiled.
+    Classifier layers are ``nn.Linear`` and heads: Avalanche's, and ``SimplexClassifier``. The one whose output is
+    returned is taken, whichever runs last; where none is (the model scales the logits, say), the one whose output is as
+    wide, and a head before ``nn.Linear``. The hooks live from ``attach`` to ``take``, around one forward pass: a copy
+    of the model made at any other time carries none. That pass of a compiled model is not compiled.
 
     Args:
         layer: name of a layer as in ``model.named_modules()``, whose *output* is taken; None: the *input* of the

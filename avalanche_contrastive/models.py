@@ -1,7 +1,8 @@
-"""The models of Co2L: encoder, projector and read-out, for one head or a head for each task."""
+"""The models of Co2L (encoder, projector and read-out), and a classifier whose weights stand still."""
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from avalanche_contrastive._checks import check_count, check_flag
 from avalanche_contrastive._torch import map_tensors, tensors_in
 from avalanche_contrastive.readout import UNFITTED_LOGIT, ReadOut, TaskReadOuts
 
-__all__ = ["ContrastiveModel", "MTContrastiveModel"]
+__all__ = ["ContrastiveModel", "MTContrastiveModel", "SimplexClassifier"]
 
 
 class ContrastiveModel(nn.Module):
@@ -171,3 +172,50 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
     def _logits(self, features: Tensor, task: int) -> Tensor:
         logits: Tensor = self.readout(features, task)
         return logits.mean(dim=1) if features.ndim == 3 else logits
+
+
+class SimplexClassifier(nn.Module):
+    """A classifier that is never trained: its weights are the corners of a regular simplex, as far apart as can be.
+
+    What an encoder learns under it stays where it is: a class has its direction before it comes, and keeps it
+    (Pernici, Bruni, Baecchi and Del Bimbo 2021, arXiv:2103.04741; stationary representations, CVPR 2024). With all
+    classes to come allocated from the start, features of old models and new ones are compatible. It goes into any
+    model: ``nn.Sequential(encoder, nn.Linear(D, K - 1), SimplexClassifier(K))``.
+
+    Of K corners in K - 1 dimensions each has unit length, and any two have the inner product -1 / (K - 1).
+
+    Attributes:
+        weight: (K, K - 1), a buffer: no optimiser moves it.
+        feature_size: K - 1, the width of the features that it takes.
+
+    Args:
+        num_classes: K >= 2, those to come included.
+    """
+
+    weight: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        check_count("SimplexClassifier", 2, num_classes=num_classes)
+        self.num_classes, self.feature_size = num_classes, num_classes - 1
+        self.register_buffer("weight", simplex(num_classes).to(torch.get_default_dtype()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (..., K), inner products with the corners, of features (..., K - 1)."""
+        if features.shape[-1:] != (self.feature_size,):
+            raise ValueError(
+                f"SimplexClassifier: features must be {self.feature_size} wide, one less than the {self.num_classes} "
+                f"classes, got shape {tuple(features.shape)}. Put nn.Linear(D, {self.feature_size}) before it."
+            )
+        return F.linear(features, self.weight)
+
+
+def simplex(corners: int) -> Tensor:
+    """The corners of a regular simplex, centred and of unit length, (K, K - 1) float64.
+
+    The unit vectors and a (1, ..., 1) with a = (1 - sqrt(1 + n)) / n, n = K - 1, are all equally far apart.
+    """
+    n = corners - 1
+    last = torch.full((1, n), (1 - (1 + n) ** 0.5) / n, dtype=torch.float64)
+    points = torch.cat([torch.eye(n, dtype=torch.float64), last])
+    return F.normalize(points - points.mean(dim=0), dim=1)

@@ -2,6 +2,20 @@
 
 from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.metrics.bias import BiasMetric, ScoreBias, bias_metrics, score_bias, task_confusion
+from avalanche_contrastive.metrics.compatibility import (
+    BackfillCurve,
+    CompatibilityMetric,
+    average_compatibility,
+    average_multimodel_accuracy,
+    backfill_curve,
+    backward_compatibility,
+    compatibility_matrix,
+    compatibility_metrics,
+    forward_compatibility,
+    update_gain,
+    verification_accuracy,
+    verification_pairs,
+)
 from avalanche_contrastive.metrics.drift import (
     DriftMetric,
     class_displacement,
@@ -27,7 +41,9 @@ from avalanche_contrastive.metrics.transfer import (
 )
 
 __all__ = [
+    "BackfillCurve",
     "BiasMetric",
+    "CompatibilityMetric",
     "DriftMetric",
     "ForgettingMetric",
     "MatrixValue",
@@ -35,12 +51,19 @@ __all__ = [
     "RetrievalMetric",
     "ScoreBias",
     "Source",
+    "average_compatibility",
+    "average_multimodel_accuracy",
+    "backfill_curve",
+    "backward_compatibility",
     "backward_transfer",
     "bias_metrics",
     "class_displacement",
+    "compatibility_matrix",
+    "compatibility_metrics",
     "drift_metrics",
     "fit_readout",
     "forgetting",
+    "forward_compatibility",
     "linear_cka",
     "map_at_r",
     "nearest_neighbours",
@@ -51,5 +74,8 @@ __all__ = [
     "retrieval_metrics",
     "score_bias",
     "task_confusion",
+    "update_gain",
+    "verification_accuracy",
+    "verification_pairs",
     "with_forgetting",
 ]

@@ -82,20 +82,24 @@ class MatrixValue(AlternativeValues):
 
     Attributes:
         matrix: the numbers.
+
+    Args:
+        matrix: shares in [0, 1], or counts >= 0; nan where there is none.
+        by_row: draw each number as its share of the row's sum.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, *, by_row: bool = True) -> None:
         self.matrix = matrix.detach().cpu()
-        super().__init__(TensorImage(_picture(self.matrix)), self.matrix)
+        shares = self.matrix / self.matrix.sum(dim=1, keepdim=True).clamp(min=1) if by_row else self.matrix
+        super().__init__(TensorImage(_picture(shares)), self.matrix)
 
     def __str__(self) -> str:
         return "\n" + str(self.matrix)
 
 
-def _picture(matrix: Tensor, cell: int = 32) -> Tensor:
-    """The matrix as a grey image (1, H, W) in [0, 1]: each row by its sum, white is all of it."""
-    shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    return shares.float().repeat_interleave(cell, 0).repeat_interleave(cell, 1)[None]
+def _picture(shares: Tensor, cell: int = 32) -> Tensor:
+    """Shares as a grey image (1, H, W): white is 1, black is 0 or no number."""
+    return shares.float().nan_to_num(0.0).repeat_interleave(cell, 0).repeat_interleave(cell, 1)[None]
 
 
 class GatheringMetric(PluginMetric[dict[str, Any]], ABC):

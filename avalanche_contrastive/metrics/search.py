@@ -16,7 +16,7 @@ __all__ = ["Distance", "Search", "Ties", "check_features", "check_ties", "check_
 Distance = Literal["cosine", "euclidean"]
 Ties = Literal["positive", "index", "mean"]
 
-WORKING_SET = 4_000_000  # similarities held at once: 16 MB in float32
+WORKING_SET = 8_000_000  # similarities held at once: 32 MB in float32
 
 
 @dataclass
@@ -46,8 +46,13 @@ class Search:
         gallery_y: Tensor | None,
         distance: Distance,
         ties: Ties,
+        *,
+        same_images: bool = False,
     ) -> "Search":
-        """Check what a user gave, and sort it."""
+        """Check what a user gave, and sort it.
+
+        With ``same_images`` the gallery is of the queries' images, in the same order, by another model.
+        """
         check_choice(name, "distance", distance, ("cosine", "euclidean"))
         check_choice(name, "ties", ties, ("positive", "index", "mean"))
         if (gallery is None) != (gallery_y is None):
@@ -58,16 +63,15 @@ class Search:
         order = torch.argsort(y_searched, stable=True)
         classes, sizes = torch.unique_consecutive(y_searched[order], return_counts=True)
         starts = sizes.cumsum(0) - sizes
-        if gallery is None:
-            column = torch.empty_like(order)
-            column[order] = torch.arange(len(order), device=order.device)
+        own_image = gallery is None or same_images  # a query is in the gallery, and does not find itself
+        column = torch.argsort(order)
         rows = torch.argsort(y, stable=True)
         query_class = torch.searchsorted(classes, y[rows]).clamp(max=max(len(classes) - 1, 0))
         if len(classes) == 0:
             rows, query_class = rows[:0], query_class[:0]
-        to_find = (classes[query_class] == y[rows]) * sizes[query_class] - int(gallery is None)
+        to_find = (classes[query_class] == y[rows]) * sizes[query_class] - int(own_image)
         rows, query_class = rows[to_find > 0], query_class[to_find > 0]
-        own = column[rows] if gallery is None else None
+        own = column[rows] if own_image else None
         return cls(queries[rows], query_class, own, searched[order], order, starts, sizes, distance, ties)
 
     def measure(self, ks: Sequence[int], *, at_r: bool) -> tuple[dict[int, float], float]:
@@ -213,11 +217,21 @@ def _without_copies(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The distinct rows of x (N, D), and the place of each row among them, (N,); None if all rows are distinct."""
     if x.device.type != "cpu" or x.numel() == 0:
         distinct, places = torch.unique(x, dim=0, return_inverse=True) if x.numel() else (x, None)
-    else:  # rows as bytes: many times as fast as torch.unique; adding zero makes -0.0 equal to 0.0
-        rows = np.ascontiguousarray((x + 0.0).numpy()).view(np.dtype((np.void, x.shape[1] * x.element_size())))
-        _, first, inverse = np.unique(rows[:, 0], return_index=True, return_inverse=True)
-        distinct, places = x[torch.from_numpy(first)], torch.from_numpy(inverse.reshape(-1))
+    else:
+        first, _ = _distinct(x[:, :16])
+        if len(first) == len(x):  # rows that differ in their first columns differ
+            return x, None
+        first, places = _distinct(x)
+        distinct = x[first]
     return (x, None) if len(distinct) == len(x) else (distinct, places)
+
+
+def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place of each distinct row, and which of them each row is: many times as fast as torch.unique."""
+    # Rows as bytes; adding zero makes -0.0 equal to 0.0.
+    rows = np.ascontiguousarray((x + 0.0).numpy()).view(np.dtype((np.void, x.shape[1] * x.element_size())))
+    _, first, inverse = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+    return torch.from_numpy(first), torch.from_numpy(inverse.reshape(-1))
 
 
 def _largest(x: Tensor, k: int) -> Tensor:
@@ -230,10 +244,11 @@ def _largest(x: Tensor, k: int) -> Tensor:
 
 
 def check_features(name: str, argument: str, x: Tensor) -> None:
-    """Refuse what is no finite floating-point matrix."""
+    """Refuse anything but a finite floating-point matrix."""
     if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"{name}: {argument} must be a floating-point tensor (N, D), got {came(x)}.")
-    if not bool(x.isfinite().all()):
+    # A finite sum has finite terms, and takes a tenth of the time to know.
+    if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         raise ValueError(f"{name}: {argument} must be finite, got nan or infinity. Has the training diverged?")
 
 

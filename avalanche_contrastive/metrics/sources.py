@@ -23,9 +23,9 @@ class Source:
     """Which images a metric fits on or searches in.
 
     Args:
-        data: "seen" is the training data of all experiences that training has started on, the current one included.
-            Or an experience, a dataset, or a stream or list of these. Or a function of the strategy that gives one of
-            these, such as ``lambda strategy: strategy.plugins[0].storage_policy.buffer``.
+        data: "seen", the training data of all experiences that training has started on, the current one included; or an
+            experience, a dataset, or a stream or list of these; or a function of the strategy that gives one of these,
+            such as ``lambda strategy: strategy.plugins[0].storage_policy.buffer``; or another source.
         name: what the names of values say of it; None: made from the data ("seen", "train_exp0-4", or the function's).
 
     Raises:
@@ -33,12 +33,12 @@ class Source:
     """
 
     def __init__(self, data: Data, name: str | None = None) -> None:
-        self.data = list(data) if isinstance(data, Iterator) else data
+        data = data.data if isinstance(data, Source) else data
+        self.data: Any = list(data) if isinstance(data, Iterator) else data
         if isinstance(data, str) and data != "seen":
             raise ValueError(f"data must be 'seen', experiences, a dataset or a function, got {data!r}.")
-        if not isinstance(data, str) and not callable(data):
-            for _ in _datasets(self.data):
-                break
+        if not isinstance(data, str) and not callable(data) and next(_datasets(self.data), None) is None:
+            raise ValueError("data must hold at least one image, got none.")
         self.name = _name_of(self.data) if name is None else name
         if not isinstance(self.name, str) or not self.name or "/" in self.name or self.name == "<lambda>":
             raise ValueError(f"the data of a metric needs a name without '/' (name='...'), got {self.name!r}.")
@@ -81,7 +81,8 @@ class Source:
             datasets: Iterable[Any] = self._seen
         else:
             datasets = _datasets(self.data(strategy) if callable(self.data) else self.data)
-        options = {"batch_size": strategy.eval_mb_size, "device": strategy.device}
+        # Avalanche's default for evaluation is one image at a time.
+        options = {"batch_size": max(strategy.eval_mb_size, strategy.train_mb_size), "device": strategy.device}
         features_of = strategy_features(strategy, strategy.model, layer)
         with own_random_state():
             parts = [
@@ -125,7 +126,8 @@ def _datasets(given: Any) -> Iterator[Any]:
             yield given
     else:
         raise ValueError(
-            f"data must be an experience, a dataset, or a stream or list of these, got {type(given).__name__}."
+            f"data must be an experience, a dataset, or a stream or list of these, got {type(given).__name__}. (Of a "
+            "benchmark, give one of its streams.)"
         )
 
 

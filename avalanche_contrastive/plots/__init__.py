@@ -7,10 +7,11 @@ sign, so that the pictures can be read in grey.
 
 from avalanche_contrastive.plots.curves import plot_bias, plot_curves
 from avalanche_contrastive.plots.images import plot_embedding, plot_retrieval, project
-from avalanche_contrastive.plots.matrices import plot_matrix, plot_task_confusion
+from avalanche_contrastive.plots.matrices import plot_compatibility, plot_matrix, plot_task_confusion
 
 __all__ = [
     "plot_bias",
+    "plot_compatibility",
     "plot_curves",
     "plot_embedding",
     "plot_matrix",

@@ -1,13 +1,16 @@
 """Heat maps of matrices over the experiences."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from avalanche_contrastive.plots.drawing import Numbers, as_matrix, draw_cells, name_ticks
 
-__all__ = ["plot_matrix", "plot_task_confusion"]
+__all__ = ["plot_compatibility", "plot_matrix", "plot_task_confusion"]
 
 
 def plot_matrix(
@@ -64,4 +67,55 @@ def plot_task_confusion(axes: Axes, counts: Numbers, *, names: Sequence[str] | N
     axes.set(
         xlabel="experience of the predicted class", ylabel="experience of the true class", title="images (% of row)"
     )
+    return axes
+
+
+def plot_compatibility(
+    axes: Axes,
+    matrix: Numbers,
+    *,
+    value: str = "Recall@1",
+    ties: Literal["compatible", "incompatible"] = "compatible",
+    names: Sequence[str] | None = None,
+) -> Axes:
+    """A heat map of C[t, k], queries of model t in the gallery of model k, with its numbers in per cent.
+
+    Compatible cells, where C[t, k] is as good as the self-test C[k, k] at the top of the column, have a frame and a
+    bold number; the diagonal, the self-tests, is underlined.
+
+    Args:
+        axes: to draw on.
+        matrix: C, (T, T), shares in [0, 1]; what is above the diagonal is not drawn, nan is left without a number.
+        value: what the numbers are, for the title.
+        ties: whether C[t, k] = C[k, k] is compatible, as in ``metrics.average_compatibility``.
+        names: of the models; None: 1 to T.
+
+    Raises:
+        ValueError: no square matrix, another option, or names of another number.
+    """
+    name = "plot_compatibility"
+    c = as_matrix(name, "matrix", matrix)
+    if c.shape[0] != c.shape[1] or ties not in ("compatible", "incompatible"):
+        raise ValueError(
+            f"{name}: matrix must be square and ties 'compatible' or 'incompatible', got shape {c.shape} and {ties!r}."
+        )
+    c = np.where(np.tri(len(c), dtype=bool), c, np.nan)
+    words = [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row[: t + 1]] for t, row in enumerate(c)]
+    before = len(axes.texts)
+    draw_cells(axes, c, [row + [""] * (len(c) - len(row)) for row in words])
+    cells = list(axes.texts)[before:]
+    name_ticks(name, axes, names, names, c.shape)
+    self_test = np.broadcast_to(np.diag(c), c.shape)
+    compatible = (c >= self_test if ties == "compatible" else c > self_test) & np.tri(len(c), k=-1, dtype=bool)
+    halo = [patheffects.withStroke(linewidth=4.5, foreground="white")]
+    for t, k in np.argwhere(compatible):
+        axes.add_patch(
+            Rectangle((k - 0.42, t - 0.42), 0.84, 0.84, fill=False, edgecolor="black", linewidth=2, path_effects=halo)
+        )
+        cells[t * len(c) + k].set_weight("bold")
+    for k in range(len(c)):
+        axes.plot([k - 0.2, k + 0.2], [k + 0.3, k + 0.3], color=cells[k * len(c) + k].get_color(), linewidth=1.5)
+    axes.set(xlim=(-0.5, len(c) - 0.5), ylim=(len(c) - 0.5, -0.5))
+    axes.set(xlabel="gallery stored after experience", ylabel="queries by the model after experience")
+    axes.set_title(f"{value} (%); framed: as good as the self-test")
     return axes

@@ -153,6 +153,8 @@ BAD = {
     "no level": (lambda: readout_metrics(experience=False, stream=False), r"both False, and so is seen"),
     "data of a word": (lambda: readout_metrics("train"), r"data must be 'seen', experiences.*got 'train'"),
     "data of a number": (lambda: readout_metrics(3), r"data must be an experience, a dataset.*got int"),
+    "data of nothing": (lambda: readout_metrics([]), r"at least one image, got none"),
+    "data of a benchmark": (lambda: readout_metrics(make_benchmark()), r"got CLScenario.*one of its streams"),
     "data of a tensor": (lambda: readout_metrics(torch.ones(3)), r"got Tensor"),
     "a lambda without a name": (lambda: readout_metrics(lambda s: s), r"needs a name.*'<lambda>'"),
     "a name with a slash": (lambda: readout_metrics(name="a/b"), r"needs a name without '/'"),
@@ -163,6 +165,21 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_source_may_be_shared_and_renamed():
+    source = Source("seen")
+    assert readout_metrics(source)[0].source is source
+    (renamed,) = readout_metrics(source, name="all of it", kinds=("knn",))
+    assert renamed.names == ["5NN_on_all of it_Acc"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [torch.randn(5, 4), torch.randn(5), torch.randn(5, 2, 3)])
+def test_features_of_another_width_are_named(kind, given):
+    predict = fit_readout(*blobs(d=6), kind)
+    with pytest.raises(ValueError, match=r"features must be a.*\(N, D\)|fitted to features of width 6, got 4.*same"):
+        predict(given)
 
 
 # --- inside Avalanche ---

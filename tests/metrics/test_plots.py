@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 
 from avalanche_contrastive.plots import (
     plot_bias,
+    plot_compatibility,
     plot_curves,
     plot_embedding,
     plot_matrix,
@@ -52,6 +53,7 @@ def images(n=40):
 
 DRAWN = {
     "matrix": lambda axes: plot_matrix(axes, R),
+    "compatibility": lambda axes: plot_compatibility(axes, [[0.5, 0.0], [0.6, 0.7]]),
     "task confusion": lambda axes: plot_task_confusion(axes, [[3, 1], [0, 0]]),
     "curves": lambda axes: plot_curves(axes, {"a": [0.1, 0.5], "b": torch.rand(3, 2)}),
     "bias": lambda axes: plot_bias(axes, {"a": 0.4, "b": [0.1, 0.2]}, 0.2),
@@ -125,6 +127,31 @@ def test_task_confusion_is_in_shares_of_rows(axes):
     plot_task_confusion(axes, np.array([[3, 1, 0], [0, 0, 0], [1, 1, 2]]), names=["A", "B", "C"])
     assert texts(axes) == ["75", "25", "0", "–", "–", "–", "25", "25", "50"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["A", "B", "C"]
+
+
+C = torch.tensor([[0.5, 9.0, 9.0], [0.5, 0.8, 9.0], [0.25, 0.9, float("nan")]])
+
+
+@pytest.mark.parametrize(("ties", "framed"), [("compatible", [(0, 1), (1, 2)]), ("incompatible", [(1, 2)])])
+def test_compatible_cells_are_framed_and_bold(axes, ties, framed):
+    plot_compatibility(axes, C, value="mAP@R", ties=ties, names=["a", "b", "c"])
+    assert [(round(p.get_x() + 0.42), round(p.get_y() + 0.42)) for p in axes.patches] == framed
+    assert texts(axes) == ["50", "", "", "50", "80", "", "25", "90", "–"]
+    bold = [i for i, text in enumerate(axes.texts) if text.get_weight() == "bold"]
+    assert bold == [3 * y + x for x, y in framed]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[-0.2, 0.2], [0.8, 1.2], [1.8, 2.2]]
+    assert axes.get_title().startswith("mAP@R (%)")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_frames_are_seen_in_grey_on_any_shade(axes):
+    grey = picture_in_grey(plot_compatibility(axes, torch.tensor([[0.0, 0.0], [0.0, 1.0]])))
+    plain = picture_in_grey(plot_compatibility(Figure(layout="constrained").subplots(), [[0.1, 0.0], [0.0, 1.0]]))
+    assert np.abs(grey - plain).max() > 200  # a white halo on the darkest cell
+
+
+def picture_in_grey(axes):
+    return picture(axes) @ [0.299, 0.587, 0.114]
 
 
 # --- curves and bars ---
@@ -296,6 +323,9 @@ X4 = torch.rand(4, 1, 2, 2)
 BAD = {
     "a vector": (lambda a: plot_matrix(a, [1, 2]), r"plot_matrix: matrix must be a matrix, got shape \(2,\)"),
     "names of rows": (lambda a: plot_matrix(a, R, rows=["a"]), r"there must be 3 names, got 1"),
+    "an oblong compatibility": (lambda a: plot_compatibility(a, [[1, 2]]), r"must be square.*shape \(1, 2\)"),
+    "ties": (lambda a: plot_compatibility(a, [[1]], ties="yes"), r"'compatible' or 'incompatible'.*'yes'"),
+    "names of models": (lambda a: plot_compatibility(a, [[1]], names=[]), r"there must be 1 names, got 0"),
     "an oblong confusion": (lambda a: plot_task_confusion(a, [[1, 2]]), r"square matrix.*got shape \(1, 2\)"),
     "a count below zero": (lambda a: plot_task_confusion(a, [[-1]]), r"numbers >= 0"),
     "no curve": (lambda a: plot_curves(a, {}), r"one curve at least.*got 0"),
