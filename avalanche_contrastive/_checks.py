@@ -15,6 +15,7 @@ __all__ = [
     "check_labels",
     "check_positive",
     "check_shape",
+    "check_targets",
     "check_weight",
     "is_number",
 ]
@@ -60,6 +61,22 @@ def check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
             f"{came(ids)}. Has the classifier grown since they were made?"
         )
     return ids.long()
+
+
+def check_targets(name: str, y: Tensor, groups: Tensor) -> None:
+    """Refuse labels (B,) outside [0, K), or of a class without a group; groups (K,). Reads values: not in each step."""
+    lowest, highest = int(y.min()), int(y.max())
+    if lowest < 0 or highest >= len(groups):
+        raise ValueError(
+            f"{name}: labels must lie in [0, {len(groups)}), the width of the logits, got {lowest} to {highest}. "
+            "Is the model's last layer as wide as the largest class id + 1?"
+        )
+    group = groups[y]
+    if bool((group < 0).any()):
+        raise ValueError(
+            f"{name}: every label needs a group >= 0, but class {int(y[group < 0][0])} has {int(group.min())}. "
+            "Is it in neither the current nor the earlier experiences?"
+        )
 
 
 def check_positive(name: str, **values: float) -> None:

@@ -1,12 +1,18 @@
-"""The losses of Co2L, SS-IL and CSD as pure functions of tensors; this module needs torch and nothing else.
+"""The losses of Co2L, SS-IL and CSD as pure functions of tensors; they need torch and nothing else.
 
 All of them end in one operation: a row-wise cross-entropy (or log-likelihood) between a target and a softmax. What
-differs is which columns the softmax runs over, which rows count, and who gives the target.
+differs is which columns the softmax runs over, which rows count, and who gives the target. This page has the equations;
+what computes them fast is in ``_kernels.py``.
 
 Letters: B images in a batch, V views of an image, D width of an embedding, K classes. Temperatures divide similarities
 or logits and have no unit. Similarities and softmaxes are computed in float32 at least, whatever the input's precision
-and also under autocast (but ``torch.set_float32_matmul_precision`` holds here, too); the result has that precision.
-Wrong shapes and values, an empty batch among them, raise ``ValueError``.
+and also under autocast (but ``torch.set_float32_matmul_precision`` holds here, too); the result has that precision. The
+gradient of a half-precision input is finite: where it is too large for that precision, the largest number stands.
+
+Wrong shapes, types and options raise ``ValueError``, an empty batch among them. So do labels that have no logit or no
+group, on the CPU. On a GPU no loss reads a value, because the host would have to wait for it in each step: such labels
+end there in the device-side assertion of torch's own cross-entropy, and the same call on the CPU gives the sentence.
+All shapes follow from the shapes of the arguments, and ``torch.compile(fullgraph=True)`` takes every loss.
 """
 
 from typing import Literal
@@ -23,7 +29,20 @@ from avalanche_contrastive._checks import (
     check_labels,
     check_positive,
     check_shape,
+    check_targets,
     check_weight,
+)
+from avalanche_contrastive._kernels import (
+    cross_entropy_of_others,
+    fill_diagonal,
+    finite_gradient,
+    float32,
+    full_precision,
+    positives,
+    softmax_of_others,
+    task_log_softmax,
+    unit_rows,
+    without_self,
 )
 
 __all__ = [
@@ -78,34 +97,29 @@ def asymmetric_supcon(
     if base_temperature is not None:
         check_positive(name, base_temperature=base_temperature)
     check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
-    if is_anchor is None:
-        is_anchor = torch.ones(b, dtype=torch.bool, device=z.device)
-    elif not isinstance(is_anchor, Tensor) or is_anchor.dtype != torch.bool or is_anchor.shape != (b,):
+    if is_anchor is not None and (
+        not isinstance(is_anchor, Tensor) or is_anchor.dtype != torch.bool or is_anchor.shape != (b,)
+    ):
         raise ValueError(
             f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {came(is_anchor)}. "
             "Entries per view (B * V) are not needed."
         )
 
-    with _full_precision(z):
-        z = _float32(z)
-        # Anchors first: the similarities of anchors to everything are then a block whose diagonal is self-similarity.
-        order = torch.argsort(~is_anchor, stable=True)
-        z, y = z[order], y[order]
-        rows = is_anchor.sum() * v
-        anchors = z.flatten(0, 1)[:rows]
-        # The mean similarity to the positives is the similarity to their mean: no (B*V)^2 mask of positives.
-        same = (y[:, None] == y).to(z.dtype)
-        class_sum = (same @ z.sum(dim=1)).repeat_interleave(v, dim=0)[:rows]
-        positives = (same.sum(dim=1) * v - 1).repeat_interleave(v)[:rows]
-        to_positives = (anchors * (class_sum - anchors)).sum(dim=1) / positives / temperature
-        similarity = _without_self(anchors @ z.flatten(0, 1).T / temperature)
-        total = (similarity.logsumexp(dim=1) - to_positives).sum()
-
-        if base_temperature is not None:
-            total = total * (temperature / base_temperature)
+    with full_precision(z):
+        wide = float32(z)
+        labels = y.repeat_interleave(v)
+        target = positives(labels, labels, wide.dtype, without_self=True)
+        # Views of past images have a loss, too, which weighs nothing. To leave their rows out, the host would have to
+        # wait for a GPU's count of them.
+        weight = torch.ones_like(target[0]) if is_anchor is None else is_anchor.repeat_interleave(v).to(wide.dtype)
         if reduction == "anchors":
-            return total / rows.clamp(min=1)
-        return total if reduction == "sum" else total / (b * v)
+            weight = weight / weight.sum().clamp(min=1)
+        elif reduction == "all":
+            weight = weight / (b * v)
+        loss = cross_entropy_of_others(wide.flatten(0, 1), target, temperature=temperature, weight=weight)
+        if base_temperature is not None:
+            loss = loss * (temperature / base_temperature)
+        return finite_gradient(loss, z, wide)
 
 
 def relation_distillation(
@@ -141,12 +155,14 @@ def relation_distillation(
         )
     check_positive(name, temperature=temperature, teacher_temperature=teacher_temperature)
 
-    with _full_precision(z):
-        student = _float32(z).flatten(0, 1)
-        teacher = _float32(z_teacher.detach()).flatten(0, 1)
-        target = (_without_self(teacher @ teacher.T) / teacher_temperature).softmax(dim=1)
-        relation = (_without_self(student @ student.T) / temperature).log_softmax(dim=1)
-        return -(target * relation).sum() / len(student)
+    with full_precision(z):
+        wide = float32(z)
+        student, teacher = wide.flatten(0, 1), float32(z_teacher.detach()).flatten(0, 1)
+        if len(student) == 1:
+            return student.sum() * 0.0
+        target = softmax_of_others(teacher / teacher_temperature, teacher).to(student.dtype)
+        loss = cross_entropy_of_others(student, target, temperature=temperature)
+        return finite_gradient(loss, z, wide)
 
 
 def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
@@ -166,30 +182,25 @@ def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
         Scalar, the mean over all B samples, whatever their group (as the authors' code).
 
     Raises:
-        ValueError: a wrong shape or type, a label outside [0, K), or a label whose class has no group.
+        ValueError: a wrong shape or type; on the CPU also a label outside [0, K), or one whose class has no group.
     """
     name = "separated_softmax"
     check_shape(name, "logits", logits, 2, "(B, K)")
     b, k = logits.shape
     y = check_labels(name, y, b)
     groups = check_classes(name, "groups", groups, k)
-    if int(y.min()) < 0 or int(y.max()) >= k:
-        raise ValueError(
-            f"{name}: labels must lie in [0, {k}), the width of the logits, got {int(y.min())} to {int(y.max())}. "
-            "Is the model's last layer as wide as the largest class id + 1?"
-        )
-    group = groups[y]
-    if bool((group < 0).any()):
-        raise ValueError(
-            f"{name}: every label needs a group >= 0, but class {int(y[group < 0][0])} has {int(group.min())}. "
-            "Is it in neither the current nor the earlier experiences?"
-        )
-
-    with _full_precision(logits):
-        logits = _float32(logits)
-        # A huge finite value instead of an infinity: its softmax and its gradient are exactly zero all the same.
-        others = groups != group[:, None]
-        return F.cross_entropy(logits.masked_fill(others, torch.finfo(logits.dtype).min), y)
+    with full_precision(logits):
+        wide = float32(logits)
+        try:
+            own = groups.index_select(0, y)
+            # A huge finite value instead of an infinity: its softmax and its gradient are exactly zero all the same.
+            rivals = wide.masked_fill(groups != own[:, None], torch.finfo(wide.dtype).min)
+            # Torch's kernels look at labels anyway. K is one that they refuse.
+            loss = F.cross_entropy(rivals, y.masked_fill(own < 0, k))
+        except IndexError:
+            check_targets(name, y, groups)
+            raise
+        return finite_gradient(loss, logits, wide)
 
 
 def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor, *, temperature: float = 2.0) -> Tensor:
@@ -205,7 +216,8 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
     Args:
         logits: of the student, (B, K) with K >= K_teacher; columns beyond the teacher's take no part.
         teacher_logits: (B, K_teacher); no gradient flows into them.
-        tasks: the task of each of the teacher's classes, (K_teacher,) integers in any order; -1 takes no part.
+        tasks: the task of each of the teacher's classes, (K_teacher,) integers in any order; -1 takes no part. Best on
+            the CPU, whatever the device of the logits: tasks of equal size are then computed as one array.
         temperature: T, > 0.
 
     Returns:
@@ -227,15 +239,13 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
     tasks = check_classes(name, "tasks", tasks, width)
     check_positive(name, temperature=temperature)
 
-    with _full_precision(logits):
-        columns = (tasks >= 0).nonzero()[:, 0]
-        ids, task = torch.unique(tasks[columns], return_inverse=True)
-        # Classes first: sums over segments of rows are several times faster than over segments of columns.
-        student = _float32(logits).T.contiguous().index_select(0, columns) / temperature
-        teacher = _float32(teacher_logits.detach()).T.contiguous().index_select(0, columns) / temperature
-        student = _segment_log_softmax(student, task, len(ids))
-        teacher = _segment_log_softmax(teacher, task, len(ids))
-        return (teacher.exp() * (teacher - student)).sum() * (temperature**2 / b)
+    with full_precision(logits):
+        wide = float32(logits)
+        teacher, student = task_log_softmax(
+            tasks, float32(teacher_logits.detach()) / temperature, wide[:, :width] / temperature
+        )
+        divergence = (teacher.exp() * (teacher - student)).sum() / b
+        return finite_gradient(divergence * temperature**2, logits, wide)
 
 
 def contrastive_distillation(
@@ -285,23 +295,21 @@ def contrastive_distillation(
     check_positive(name, temperature=temperature)
     check_choice(name, "form", form, ("authors", "paper"))
 
-    with _full_precision(features):
-        student = _float32(features)
-        teacher = teacher_features.detach().to(student.dtype)
+    with full_precision(features):
+        wide = float32(features)
+        student, teacher = wide, teacher_features.detach().to(wide.dtype)
         if normalize:
-            student, teacher = _unit_rows(student), _unit_rows(teacher)
-        b = len(student)
-        same = (y[:, None] == y).to(student.dtype)
-        if form == "paper":
-            if b == 1:
-                return student.sum() * 0.0
+            student, teacher = unit_rows(student), unit_rows(teacher)
+        if form == "authors":
+            target = positives(y, torch.cat([y, y]), wide.dtype, without_self=True)
+            loss = cross_entropy_of_others(student, target, temperature=temperature, others=teacher)
+        elif len(y) > 1:
             similarity = teacher @ student.T / temperature
-            positive = (same * similarity).sum(dim=1) / same.sum(dim=1)
-            return (_without_self(similarity).logsumexp(dim=1) - positive).mean()
-        contrast = torch.cat([student, teacher])
-        similarity = _without_self(student @ contrast.T / temperature)
-        same = torch.cat([_without_self(same), same], dim=1)
-        return (similarity.logsumexp(dim=1) - (same * similarity).sum(dim=1) / same.sum(dim=1)).mean()
+            attracted = (positives(y, y, wide.dtype, without_self=False) * similarity).sum(dim=1)
+            loss = (without_self(similarity).logsumexp(dim=1) - attracted).mean()
+        else:
+            loss = student.sum() * 0.0
+        return finite_gradient(loss, features, wide)
 
 
 def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -328,48 +336,15 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
     y = check_labels(name, y, len(features))
     check_weight(name, margin=margin)
 
-    with _full_precision(features):
-        unit = _unit_rows(_float32(features))
+    with full_precision(features):
+        wide = float32(features)
+        unit = unit_rows(wide)
         similarity = unit @ unit.T
         same = y[:, None] == y
-        positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
+        positive = fill_diagonal(same.clone(), False)
         # Cosines lie in [-1, 1]: 2 and -2 can win neither the minimum nor the maximum.
         farthest = similarity.masked_fill(~positive, 2.0).amin(dim=1)
         nearest = similarity.masked_fill(same, -2.0).amax(dim=1)
         both = positive.any(dim=1) & ~same.all(dim=1)
         violation = F.relu(nearest - farthest + margin) * both
-        return violation.sum() / (violation > 0).sum().clamp(min=1)
-
-
-def _without_self(similarity: Tensor) -> Tensor:
-    """Drop the leading diagonal of (R, N), R <= N: (R, N - 1). Nothing is masked, so nothing is infinite."""
-    r, n = similarity.shape
-    before = torch.ones(r, n - 1, dtype=torch.bool, device=similarity.device).tril(-1)
-    return torch.where(before, similarity[:, :-1], similarity[:, 1:])
-
-
-def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
-    """Log-softmax of the rows of (K, B) within each of ``count`` segments; segment is (K,). Cost: K * B."""
-    index = segment[:, None].expand_as(x)
-    highest = x.new_zeros(count, x.shape[1]).scatter_reduce(0, index, x.detach(), "amax", include_self=False)
-    x = x - highest.index_select(0, segment)
-    total = x.new_zeros(count, x.shape[1]).index_add(0, segment, x.exp())
-    return x - total.log().index_select(0, segment)
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    """Rows of length one; a row of zeros (an image whose units are all dead) stays zero and gets a plain gradient.
-
-    ``F.normalize`` would divide that gradient by 1e-12, which a single such image makes enough to end a training.
-    """
-    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / length.masked_fill(length == 0, 1.0)
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def _float32(x: Tensor) -> Tensor:
-    """At least float32: half-precision similarities at temperature 0.01 are off by whole nats."""
-    return x if x.dtype == torch.float64 else x.float()
+        return finite_gradient(violation.sum() / (violation > 0).sum().clamp(min=1), features, wide)

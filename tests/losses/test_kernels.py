@@ -1,0 +1,159 @@
+"""What the losses compute with equals its plain twin: values, gradients and second derivatives."""
+
+import pytest
+import torch
+from helpers.losses_by_hand import leaf, units
+from torch.autograd import gradcheck, gradgradcheck
+
+from avalanche_contrastive._kernels import (
+    _fixed_shape_log_softmax,
+    cross_entropy_of_others,
+    positives,
+    softmax_of_others,
+    task_log_softmax,
+    unit_rows,
+)
+
+
+def plain_cross_entropy(z, target, *, temperature, others=None, weight=None):
+    """`cross_entropy_of_others` by autograd, with a mask of infinities."""
+    columns = z if others is None else torch.cat([z, others])
+    similarity = z @ columns.T / temperature
+    own = torch.eye(*similarity.shape, dtype=torch.bool)
+    loss = similarity.masked_fill(own, -torch.inf).logsumexp(dim=1) - (target * similarity).sum(dim=1)
+    return (loss * (1 / len(z) if weight is None else weight)).sum()
+
+
+def draws(n=7, m=0, d=4, seed=0):
+    torch.manual_seed(seed)
+    target = torch.rand(n, n + m, dtype=torch.float64).fill_diagonal_(0)
+    others = torch.randn(m, d, dtype=torch.float64) if m else None
+    return torch.randn(n, d, dtype=torch.float64), target / target.sum(dim=1, keepdim=True), others
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(2, 0), (7, 0), (1, 1), (5, 3), (4, 9), (70, 70)])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 30.0])
+def test_cross_entropy_is_that_of_autograd(n, m, temperature, weighted):
+    z, target, others = draws(n, m)
+    weight = torch.rand(n, dtype=torch.float64) if weighted else None
+    results = []
+    for function in (cross_entropy_of_others, plain_cross_entropy):
+        x = leaf(z)
+        value = function(x, target, temperature=temperature, others=others, weight=weight)
+        (3 * value).backward()
+        results.append((value, x.grad))
+    torch.testing.assert_close(*(value for value, _ in results), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(gradient for _, gradient in results), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [0, 3])
+def test_cross_entropy_has_two_derivatives(m):
+    z, target, others = draws(5, m, 3)
+    weight = torch.rand(5, dtype=torch.float64)
+
+    def loss(x):
+        return cross_entropy_of_others(x, target, temperature=0.7, others=others, weight=weight)
+
+    assert gradcheck(loss, (leaf(z),))
+    assert gradgradcheck(loss, (leaf(z),))
+
+
+def test_a_gradient_penalty_is_that_of_autograd():
+    z, target, _ = draws(6)
+    found = []
+    for function in (cross_entropy_of_others, plain_cross_entropy):
+        x = leaf(z)
+        (slope,) = torch.autograd.grad(function(x, target, temperature=0.3), x, create_graph=True)
+        slope.pow(2).sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_the_graph_may_be_gone_through_twice():
+    z, target, _ = draws()
+    x = leaf(z)
+    loss = cross_entropy_of_others(x, target, temperature=0.3)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_cross_entropy_under_torch_func():
+    z, target, _ = draws()
+    x = leaf(z)
+    cross_entropy_of_others(x, target, temperature=0.3).backward()
+    found = torch.func.grad(lambda s: cross_entropy_of_others(s, target, temperature=0.3))(z)
+    torch.testing.assert_close(found, x.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_softmax_of_others_is_one_without_the_diagonal():
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    weights = softmax_of_others(rows, rows)
+    expected = (rows @ rows.T).exp().fill_diagonal_(0)
+    torch.testing.assert_close(weights, expected / expected.sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("without_self", [False, True])
+def test_positives_share_one(without_self):
+    y, others = torch.tensor([4, 2, 4]), torch.tensor([4, 2, 4, 2, 9, 4])
+    weights = positives(y, others, torch.float32, without_self=without_self)
+    same = [[j for j in range(6) if others[j] == y[i] and not (without_self and i == j)] for i in range(3)]
+    for i, row in enumerate(same):
+        assert weights[i].nonzero()[:, 0].tolist() == row
+        assert weights[i, row].tolist() == pytest.approx([1 / len(row)] * len(row))
+
+
+TABLES = {
+    "consecutive": [0, 0, 1, 1, 2, 2],
+    "consecutive, not from the first": [-1, -1, 4, 4, 1, 1],
+    "equal": [2, 0, 1, 1, 2, 0],
+    "unequal": [0, 0, 0, 1, -1, 9],
+    "one task": [3, 3, 3, 3, 3, 3],
+    "one class each": [0, 5, 2, 1, 8, 4],
+    "one class": [-1, -1, 7, -1, -1, -1],
+}
+
+
+def plain_divergence(teacher, student, tasks):
+    """Kullback-Leibler divergence summed over rows and tasks, task by task."""
+    total = torch.zeros((), dtype=teacher.dtype)
+    for task in sorted(set(tasks.tolist())):
+        if task >= 0:
+            p, q = (x[:, tasks == task].log_softmax(dim=1) for x in (teacher, student))
+            total = total + (p.exp() * (p - q)).sum()
+    return total
+
+
+@pytest.mark.parametrize("tasks", TABLES.values(), ids=TABLES.keys())
+@pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed shapes"])
+def test_every_layout_of_tasks_is_that_task_by_task(tasks, fixed):
+    tasks = torch.tensor(tasks)
+    teacher, results = 3 * torch.randn(4, 6, dtype=torch.float64), []
+    logits = 3 * torch.randn(4, 6, dtype=torch.float64)
+    for plain in (False, True):
+        x = leaf(logits)
+        if plain:
+            value = plain_divergence(teacher, x, tasks)
+        else:
+            pair = (teacher, x)
+            both = [_fixed_shape_log_softmax(s, tasks) for s in pair] if fixed else task_log_softmax(tasks, *pair)
+            p, q = both
+            value = (p.exp() * (p - q)).sum()
+        value.backward()
+        results.append((value, x.grad))
+    torch.testing.assert_close(*(value for value, _ in results), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(gradient for _, gradient in results), rtol=1e-12, atol=1e-12)
+
+
+def test_unit_rows_are_normalised_ones():
+    x = torch.randn(6, 5, dtype=torch.float64)
+    torch.testing.assert_close(unit_rows(x), torch.nn.functional.normalize(x, dim=1))
+    assert gradcheck(unit_rows, (leaf(units(4, 3) * 7),))
+    assert gradgradcheck(unit_rows, (leaf(units(4, 3) * 7),))
+
+
+def test_a_row_of_zeros_stays_and_has_a_plain_gradient():
+    x = leaf(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    unit_rows(x).sum().backward()
+    assert unit_rows(x).tolist() == [[0.0, 0.0], [pytest.approx(0.6), pytest.approx(0.8)]]
+    assert x.grad[0].tolist() == [1.0, 1.0]
