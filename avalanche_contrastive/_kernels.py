@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "cross_entropy_of_others",
+    "fill_diagonal",
     "finite_gradient",
     "float32",
     "full_precision",
@@ -38,7 +39,7 @@ def cross_entropy_of_others(
         loss = sum_i w_i ( log sum_{k != i} exp(z_i . u_k / t)  -  sum_k target_ik z_i . u_k / t )
 
     The gradient is written out: it takes one matrix of the size of the similarities and one product with it, where
-    autograd takes three matrices and two products. Second derivatives are supported.
+    autograd takes three matrices and two products. Second derivatives are supported, ``torch.func`` goes by autograd.
 
     Args:
         z: (N, D).
@@ -52,9 +53,48 @@ def cross_entropy_of_others(
     """
     if weight is None:
         weight = z.new_full((len(z),), 1 / len(z))
-    wanted = z.requires_grad and torch.is_grad_enabled()
-    loss: Tensor = _CrossEntropyOfOthers.apply(z, target, temperature, others, weight, wanted)[0]
+    if torch._C._are_functorch_transforms_active():  # the function below would cost 26 us more to serve them, too
+        similarity = without_self(z / temperature @ _columns(z, others).T)
+        return ((similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)) * weight).sum()
+    loss: Tensor = _CrossEntropyOfOthers.apply(z, target, temperature, others, weight)
     return loss
+
+
+class _CrossEntropyOfOthers(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, target: Tensor, temperature: float, others: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        similarity = without_self(z / temperature @ _columns(z, others).T)
+        softmax = similarity.softmax(dim=1)
+        # The logarithm of the sum: the largest similarity less the logarithm of its share.
+        total = similarity.amax(dim=1) - softmax.amax(dim=1).log()
+        loss = torch.dot(total - torch.linalg.vecdot(target, similarity), weight)
+        if ctx.needs_input_grad[0]:
+            slope = softmax.sub_(target).mul_(weight[:, None])  # of the loss in each similarity
+            square = slope[:, : len(z)]
+            square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
+            ctx.save_for_backward(z, target, others, weight, slope)
+            ctx.temperature = temperature
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        z, target, others, weight, slope = ctx.saved_tensors
+        n = len(z)
+        with full_precision(z):
+            if torch.is_grad_enabled():  # for a second derivative the slope must depend on z
+                slope = (softmax_of_others(z / ctx.temperature, _columns(z, others)) - target) * weight[:, None]
+                gradient = (slope[:, :n] + slope[:, :n].T) @ z
+            else:
+                gradient = slope[:, :n] @ z
+            if others is not None:
+                gradient = gradient + slope[:, n:] @ others
+            return gradient * (upstream / ctx.temperature), None, None, None, None
+
+
+def _columns(z: Tensor, others: Tensor | None) -> Tensor:
+    return z if others is None else torch.cat([z, others])
 
 
 def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:
@@ -62,51 +102,17 @@ def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:
     return without_self(rows @ columns.T).softmax(dim=1)
 
 
-class _CrossEntropyOfOthers(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        z: Tensor, target: Tensor, temperature: float, others: Tensor | None, weight: Tensor, wanted: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss and, where a gradient is wanted, the matrix whose product with u is the gradient by z / t."""
-        similarity = without_self(z / temperature @ _columns(z, others).T)
-        softmax = similarity.softmax(dim=1)
-        # The logarithm of the sum: the largest similarity less the logarithm of its share.
-        total = similarity.amax(dim=1) - softmax.amax(dim=1).log()
-        loss = torch.dot(total - torch.linalg.vecdot(target, similarity), weight)
-        if not wanted:
-            return loss, None
-        slope = softmax.sub_(target).mul_(weight[:, None])
-        square = slope[:, : len(z)]  # z stands on both sides of these similarities
-        square.add_(square.T.clone(memory_format=torch.contiguous_format))
-        return loss, slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        z, target, ctx.temperature, others, weight, _ = inputs
-        ctx.save_for_backward(z, target, others, weight, output[1])
-        if output[1] is not None:
-            ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        z, target, others, weight, slope = ctx.saved_tensors
-        columns = _columns(z, others)
-        if slope is not None and not torch.is_grad_enabled():
-            gradient = slope @ columns
-        else:  # for a second derivative it must depend on z
-            slope = (softmax_of_others(z / ctx.temperature, columns) - target) * weight[:, None]
-            gradient = slope @ columns + slope[:, : len(z)].T @ z
-        return gradient * (upstream[0] / ctx.temperature), None, None, None, None, None
-
-
-def _columns(z: Tensor, others: Tensor | None) -> Tensor:
-    return z if others is None else torch.cat([z, others])
-
-
 def without_self(similarity: Tensor) -> Tensor:
     """Give self-similarities no weight in a softmax, in place, by the lowest number (nothing is infinite)."""
-    similarity.diagonal().fill_(torch.finfo(similarity.dtype).min)
-    return similarity
+    return fill_diagonal(similarity, torch.finfo(similarity.dtype).min)
+
+
+def fill_diagonal(x: Tensor, value: float) -> Tensor:
+    """``x.fill_diagonal_(value)``, which a compiled graph could do for one size of ``x`` only."""
+    if not torch.compiler.is_compiling():
+        return x.fill_diagonal_(value)
+    row, column = (torch.arange(size, device=x.device) for size in x.shape)
+    return x.masked_fill_(row[:, None] == column, value)
 
 
 def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, without_self: bool) -> Tensor:
@@ -114,7 +120,7 @@ def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, without_self: bo
     # Compared into floats at once: a matrix of bools and its conversion would take twice the time.
     same = torch.eq(y[:, None], others, out=torch.empty(len(y), len(others), dtype=dtype, device=y.device))
     if without_self:
-        same.diagonal().fill_(0)
+        fill_diagonal(same, 0)
     return same.div_(same.sum(dim=1, keepdim=True))
 
 
@@ -148,9 +154,9 @@ class _Layout:
 
     def log_softmax(self, x: Tensor) -> Tensor:
         x = x[:, self.columns] if isinstance(self.columns, slice) else x.index_select(1, self.columns)
-        if self.segment is None:
-            return x.unflatten(1, (self.count, -1)).log_softmax(dim=2)
-        return _segment_log_softmax(x, self.segment, self.count)
+        if self.segment is not None:
+            return _segment_log_softmax(x, self.segment, self.count)
+        return x.view(len(x), self.count, -1).log_softmax(dim=2)
 
 
 @lru_cache(maxsize=64)
@@ -190,7 +196,7 @@ def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
     index = segment[:, None].expand_as(x)
     highest = x.new_zeros(count, x.shape[1]).scatter_reduce(0, index, x.detach(), "amax", include_self=False)
     x = x - highest.index_select(0, segment)
-    total = x.new_zeros(count, x.shape[1]).index_add(0, segment, x.exp())
+    total: Tensor = x.new_zeros(count, x.shape[1]).index_add(0, segment, x.exp())
     return x - total.index_select(0, segment).log()
 
 
@@ -200,8 +206,11 @@ def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """No autocast, on the device of ``x``."""
     kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
+    # A graph that is compiled under no autocast may be differentiated under one: it has to hold the switch.
+    needed = torch.amp.is_autocast_available(kind) and (
+        torch.compiler.is_compiling() or torch.is_autocast_enabled(kind)
+    )
+    return torch.autocast(kind, enabled=False) if needed else nullcontext()
 
 
 def float32(x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from avalanche_contrastive._checks import (
 )
 from avalanche_contrastive._kernels import (
     cross_entropy_of_others,
+    fill_diagonal,
     finite_gradient,
     float32,
     full_precision,
@@ -340,7 +341,7 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
         unit = unit_rows(wide)
         similarity = unit @ unit.T
         same = y[:, None] == y
-        positive = same.clone().fill_diagonal_(False)
+        positive = fill_diagonal(same.clone(), False)
         # Cosines lie in [-1, 1]: 2 and -2 can win neither the minimum nor the maximum.
         farthest = similarity.masked_fill(~positive, 2.0).amin(dim=1)
         nearest = similarity.masked_fill(same, -2.0).amax(dim=1)
