@@ -54,7 +54,7 @@ def judged(tmp_path, monkeypatch):
 )
 def test_the_interval_of_the_difference_decides(judged, ours, theirs, shown, verdict):
     table = judged(rows("ours", ours), rows("theirs", theirs))
-    assert table.rows == (("Co2L: It is better", verdict, *shown, "mine", "–", "ours, theirs", "Table 1"),)
+    assert table.rows == (("Co2L: It is better", verdict, *shown, "mine", "–", "ours > theirs", "Table 1"),)
     assert f"1 {verdict}" in table.caption
 
 
@@ -86,7 +86,7 @@ def test_each_of_several_rows_is_checked(judged):
         rows("third", [0.6, 0.6]),
         change=('lower = "theirs"', 'lower = ["theirs", "third"]'),
     )
-    assert [(line[7], line[1]) for line in table.rows] == [("ours, theirs", "holds"), ("ours, third", "reversed")]
+    assert [(line[7], line[1]) for line in table.rows] == [("ours > theirs", "holds"), ("ours > third", "reversed")]
 
 
 def test_a_gain_is_from_the_smallest_memory_to_the_largest_that_both_have(judged):

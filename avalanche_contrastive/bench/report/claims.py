@@ -101,7 +101,7 @@ def _lines(claim: Claim, paper: str, suite: str, grouped: Grouped) -> Iterator[t
     for higher in claim.higher:
         for lower in claim.lower:
             for memory, values in _differences(claim, _sizes(higher, grouped), _sizes(lower, grouped)):
-                yield (paper + claim.claim, *_judged(values), suite, memory, f"{higher}, {lower}", claim.source)
+                yield (paper + claim.claim, *_judged(values), suite, memory, f"{higher} > {lower}", claim.source)
 
 
 def _sizes(name: str, grouped: Grouped) -> dict[int, Sequence[Result]]:
