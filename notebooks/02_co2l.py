@@ -392,7 +392,7 @@ measured = {key: anatomy(*key) for key in runs}
 
 # %%
 from avalanche_contrastive.bench.report.cells import Table
-from avalanche_contrastive.bench.report.stats import bootstrap_interval, compare
+from avalanche_contrastive.bench.report.stats import compare, mean_interval
 
 
 def with_range(variant, name):
@@ -439,7 +439,7 @@ def minus_co2l(row, name):
 
 def mean(row, name):
     """Mean with its interval."""
-    low, high = bootstrap_interval(full[row, name])
+    low, high = mean_interval(full[row, name])
     return f"{sum(full[row, name]) / len(full[row, name]):.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -236,11 +236,11 @@ plt.show()
 # share.*
 #
 # Naive knows nothing but the newest classes. On the digits, plain softmax with replay predicts them too often,
-# separated softmax too **rarely**. In numbers, after the last experience, mean and 95 % bootstrap interval over seeds:
+# separated softmax too **rarely**. In numbers, after the last experience, mean and 95 % interval over seeds:
 
 # %%
 from avalanche_contrastive.bench.report.cells import Table
-from avalanche_contrastive.bench.report.stats import bootstrap_interval
+from avalanche_contrastive.bench.report.stats import mean_interval
 
 FIGURES = {
     "predicted newest": ("NewestShare_Predicted_Seen", 100),
@@ -251,7 +251,7 @@ FIGURES = {
 
 
 def shown_mean(values, digits=1):
-    low, high = bootstrap_interval(values)
+    low, high = mean_interval(values)
     return f"{sum(values) / len(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -192,7 +192,7 @@ final |= {
 
 # %%
 from avalanche_contrastive.bench.report.cells import Table
-from avalanche_contrastive.bench.report.stats import bootstrap_interval
+from avalanche_contrastive.bench.report.stats import mean_interval
 
 
 def shown(values):
@@ -200,7 +200,7 @@ def shown(values):
     mean = f"{100 * sum(values) / len(values):.1f}"
     if len(values) == 1:
         return mean
-    low, high = bootstrap_interval(values)
+    low, high = mean_interval(values)
     return f"{mean} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
@@ -251,7 +251,7 @@ def plot_intervals(axes, values, names, measures):
     for place, (measure, marker, colour) in enumerate(marks):
         for row, name in enumerate(names):
             at, of = row + 0.22 * (place - 1), values[name, measure]
-            low, high = bootstrap_interval(of)
+            low, high = mean_interval(of)
             axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=2)
             label = measure if row == 0 else None
             axes.plot(100 * sum(of) / len(of), at, marker, color=colour, markersize=7, label=label)

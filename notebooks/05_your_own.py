@@ -220,7 +220,7 @@ for ax, (key, ylabel) in zip(axes, drawn.items(), strict=True):
 # %% [markdown]
 # Left: accuracy on the classes so far falls with each experience, whatever the weight. Right: Recall@1 over the images
 # of all ten classes, those to come included, rises. To say more than that, rows are compared seed by seed, for the
-# class order moves a result more than the method does. Each difference to Replay comes with its bootstrap interval and
+# class order moves a result more than the method does. Each difference to Replay comes with its interval and
 # the seeds that are above Replay.
 
 # %%

@@ -40,8 +40,9 @@ def co2l(
         options: of ``Co2LPlugin``.
     """
     encoder = s.encoder()
-    form = {"hidden_size": hidden_size or None} | ({} if normalize else {"normalize": False})
-    model = ContrastiveModel(encoder, encoder.features, projection_size, **form)
+    model = ContrastiveModel(
+        encoder, encoder.features, projection_size, hidden_size=hidden_size or None, normalize=normalize
+    )
     memory = _memory(s, storage)
     strategy = _strategy(s, "co2l", model, options, augmentation=s.augmentation, **memory)
     fitted = {"linear": "linear layer, refitted on", "ncm": "nearest class mean of"}[strategy.method.readout]
