@@ -30,6 +30,8 @@ STREAM_KEYS = (
     *("stream", "data", "scenario", "experiences", "base_classes", "class_order"),
     *("train_images", "test_images", "image_size"),
 )
+LIBRARIES = ("torchvision:", "timm:")  # whose networks are known by name
+OWN_CODE = ("method", "stream", "network", "augmentation", "metrics")  # which may be "module:function"
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
 
 
@@ -40,7 +42,7 @@ class Config:
     Args:
         method: key of METHODS, or "module:function" of a builder of your own.
         suite: folder of configs that the row belongs to; its table.
-        stream: key of STREAMS.
+        stream: key of STREAMS, or "module:function".
         data: for the stream "own": a .npz file or a folder of images.
         scenario: "class", "task" (task labels; the task is known in evaluation) or "domain".
         experiences: 0: as many as the stream usually has.
@@ -49,7 +51,7 @@ class Config:
         train_images: stratified random subset of the training images (of each domain), 0: all.
         test_images: the same for the test images.
         image_size: of a folder of images: the side that all get; 0: their median, if they differ.
-        network: key of NETWORKS; "": the stream's own.
+        network: key of NETWORKS, "torchvision:NAME", "timm:NAME", or "module:function"; "": the stream's own.
         memory: stored images, 0 for methods without a memory.
         epochs: passes over each experience.
         epochs_later: passes over each experience after the first; 0: as over the first.
@@ -66,7 +68,9 @@ class Config:
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
-        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra "bench").
+        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra
+            "bench"), or "module:function".
+        metrics: "module:function" of each further figure, one number from the logits (N, K) and the classes (N,).
         options: what only this method has, complete with its defaults.
     """
 
@@ -99,6 +103,7 @@ class Config:
     reset_optimizer: bool = False
     augment: bool = False
     augmentation: str = ""
+    metrics: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -226,6 +231,8 @@ def _read_row(path: Path, suite: str) -> Row:
     grid = _row_grid(raw.pop("tune", {}), f"{where}, [tune")
     config = _start(raw, base, suite, modules, where)
     config = updated(config, raw, where=where)
+    for name in own_code(config).values():
+        find(name, modules)  # beside the file, from then on
     for key, values in grid.items():
         for value in values:
             updated(config, {key: value}, where=f"{where}, [tune.grid]")
@@ -327,7 +334,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str) -> Config
         del defaults["memory"]
     plain = _checked(plain, defaults, where=where)
     for key, known in CHOICES.items():
-        if key in plain:
+        if key in plain and not (key in OWN_CODE and ":" in plain[key]):
             _check_choice(plain[key], known, key, where)
     options = _checked(options, method.options, where=f"{where}, options of {config.method}")
     return replace(config, **plain, options={**config.options, **options})
@@ -343,10 +350,10 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
         if want is float and type(value) is int:
             value = float(value) if abs(value) < sys.float_info.max else float("inf")
         if isinstance(value, list) and (want is tuple or key == "class_order"):
-            value = tuple(value) if all(type(item) is int for item in value) else value
+            value = tuple(value) if all(type(item) is (str if key == "metrics" else int) for item in value) else value
             want = tuple
         if type(value) is not want:
-            kind = "list of whole numbers" if want is tuple else want.__name__
+            kind = f"list of {'strings' if key == 'metrics' else 'whole numbers'}" if want is tuple else want.__name__
             raise ValueError(f"{where}: {key} must be a {kind}, got {value!r} ({type(value).__name__})")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, (int, float)) and not 0 <= number < float("inf") for number in numbers):  # nan too
@@ -389,6 +396,13 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 def plain_defaults() -> dict[str, Any]:
     """The defaults of Config as they stand in a result."""
     return Config(method="").as_dict()
+
+
+def own_code(config: Config) -> dict[str, str]:
+    """Code from outside the package that a config names, "module:function" by key."""
+    named = {key: getattr(config, key) for key in OWN_CODE if key != "metrics"}
+    named |= {f"metric {name}": name for name in config.metrics}
+    return {key: name for key, name in named.items() if ":" in name and not name.startswith(LIBRARIES)}
 
 
 def toml(value: Any) -> str:

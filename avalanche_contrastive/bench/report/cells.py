@@ -156,6 +156,22 @@ COST: dict[str, Cell] = {
 }
 
 
+def further(rows: Sequence[Row], grouped: Grouped) -> dict[str, Cell]:
+    """Columns that only some results have: accuracies by the way of evaluation, and metrics of one's own."""
+    results = [result for row in rows for result in grouped[row.name]]
+    ways = dict.fromkeys(way for result in results for way in result.get("evaluations") or {})
+    metrics = dict.fromkeys(name for result in results for name in result.get("metrics") or {})
+
+    def accuracy(way: str) -> Figure:
+        return lambda result: (result.get("evaluations") or {}).get(way)
+
+    def last(name: str) -> Figure:
+        return lambda result: (result.get("metrics") or {}).get(name, {"all": [None]})["all"][-1]
+
+    columns = {f"final accuracy, {way}": spread_of(accuracy(way)) for way in ways}
+    return columns | {name: spread_of(last(name), 1.0, 3) for name in metrics}
+
+
 # ---- rows
 
 

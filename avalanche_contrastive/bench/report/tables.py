@@ -17,6 +17,7 @@ from avalanche_contrastive.bench.report.cells import (
     Cell,
     Table,
     by_memory,
+    further,
     is_ours,
     listed,
     own_streams,
@@ -112,7 +113,8 @@ def all_tables(grouped: Grouped) -> str:
 
 def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Cell], *, define: bool) -> Table:
     """Figures of rows; columns in which no row has anything are left out."""
-    cells = {name: [cell(grouped[row.name]) for row in rows] for name, cell in columns.items()}
+    more = further(rows, grouped) if columns is ACCURACY else {}
+    cells = {name: [cell(grouped[row.name]) for row in rows] for name, cell in {**columns, **more}.items()}
     cells = {name: column for name, column in cells.items() if name == "memory" or set(column) != {NONE}}
     marks = _marks(rows)
     labels = [plain(row.label) + (marks.get(row.note, "") if columns is ACCURACY else "") for row in rows]
