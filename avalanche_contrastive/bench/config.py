@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from avalanche_contrastive.bench.methods.catalog import METHODS
 from avalanche_contrastive.bench.outside import find, first_line, options_of
-from avalanche_contrastive.registry import SCORES, Grid, Method, Option
+from avalanche_contrastive.registry import SCORES, Method, Option
 
 CONFIGS = Path(__file__).parent / "configs"
 SHARED = "_suite.toml"  # in each suite's folder: what all its rows have in common
@@ -127,7 +127,7 @@ class Row:
     chosen_by: str = ""
     path: str = ""  # of a TOML file outside the suites
     modules: str = ""  # the folder where "module:function" is looked for first; "" for rows of the suites
-    grid: Grid = field(default_factory=dict)  # what `tune` tries beside or instead of the method's own values
+    tune: Any = field(default_factory=dict)  # its table [tune] as it stands: only `tune` reads it
 
     @property
     def select_by(self) -> str:
@@ -228,16 +228,13 @@ def _read_row(path: Path, suite: str) -> Row:
     shown = {key: _text(raw.pop(key), key, where) for key in SHOWING if key in raw}
     _check_choice(shown.get("table", "main"), TABLES, "table", where)
     _check_choice(shown.get("chosen_by", ""), ("", *SCORES), "chosen_by", where)
-    grid = _row_grid(raw.pop("tune", {}), f"{where}, [tune")
+    tune = raw.pop("tune", {})
     config = _start(raw, base, suite, modules, where)
     config = updated(config, raw, where=where)
     for name in own_code(config).values():
         find(name, modules)  # beside the file, from then on
-    for key, values in grid.items():
-        for value in values:
-            updated(config, {key: value}, where=f"{where}, [tune.grid]")
     places = {} if in_suite else {"path": str(path), "modules": str(modules)}
-    return Row(path.stem, config, shown.pop("label", path.stem), base=base, grid=grid, **places, **shown)
+    return Row(path.stem, config, shown.pop("label", path.stem), base=base, tune=tune, **places, **shown)
 
 
 def _start(raw: dict[str, Any], base: str, suite: str, modules: Path, where: str) -> Config:
@@ -257,29 +254,6 @@ def _start(raw: dict[str, Any], base: str, suite: str, modules: Path, where: str
         )
     method_of(method, modules)  # a module beside the file is found from then on
     return default_config(method, suite)
-
-
-def _row_grid(tune: Any, where: str) -> dict[str, tuple[Option, ...]]:
-    """The table [tune.grid] of a row's own file."""
-    if not isinstance(tune, Mapping) or set(tune) - {"grid"}:
-        raise ValueError(f"{where}]: a row may have the table [tune.grid] only, got {tune!r}")
-    return grid_table(tune.get("grid", {}), f"{where}.grid]")
-
-
-def grid_table(raw: Any, where: str) -> dict[str, tuple[Option, ...]]:
-    """Lists of values by key; options may be a table of their own or come as "options.x" keys.
-
-    Raises:
-        ValueError: not a table, or a value that is not a list of at least one.
-    """
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("options", {}), Mapping):
-        raise ValueError(f"{where} must be a table, got {raw!r}")
-    flat = {key: values for key, values in raw.items() if key != "options"}
-    flat |= {f"options.{key}": values for key, values in raw.get("options", {}).items()}
-    for key, values in flat.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{where}: {key} must be a list of at least one value, got {values!r}")
-    return {key: tuple(values) for key, values in flat.items()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -298,8 +298,9 @@ def test_a_method_of_ones_own_is_tuned_by_the_grid_in_its_own_file(mine):
 )
 def test_a_wrong_grid_of_a_row_is_refused(text, message, tmp_path):
     (tmp_path / "mine.toml").write_text(f'method = "naive"\n{text}\n')
+    row = configs.find_row(str(tmp_path / "mine.toml"), "split_digits")
     with pytest.raises(ValueError, match=re.escape(message)):
-        configs.find_row(str(tmp_path / "mine.toml"), "split_digits")
+        plans.grid_of(row, plans.Plan())
 
 
 @pytest.fixture

@@ -18,11 +18,7 @@ AUGMENTATIONS = ("", "simclr", "pad_crop")
 
 
 def make_augmentation(
-    name: str,
-    image_shape: tuple[int, int, int],
-    keywords: Mapping[str, Any],
-    *,
-    normalise: Normalisation | None = None,
+    name: str, image_shape: tuple[int, int, int], keywords: Mapping[str, Any], *, normalise: Normalisation | None = None
 ) -> Augmentation:
     """The augmentation of a config.
 

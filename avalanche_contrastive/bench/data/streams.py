@@ -306,12 +306,7 @@ def _domain_stream(loaded: _Loaded, datasets: list[list[Images]], what: str, ang
 
 
 def _stream(
-    loaded: _Loaded,
-    benchmark: Any,
-    order: list[int],
-    groups: list[list[int]],
-    what: str,
-    angles: Sequence[float] = (),
+    loaded: _Loaded, benchmark: Any, order: list[int], groups: list[list[int]], what: str, angles: Sequence[float] = ()
 ) -> Stream:
     counts = [len(experience.dataset) for experience in benchmark.test_stream]
     trained = sum(len(experience.dataset) for experience in benchmark.train_stream)

@@ -53,12 +53,7 @@ def mlp(image_shape: ImageShape) -> Encoder:
     """Two hidden layers of 100 units."""
     channels, height, width = image_shape
     return Encoder(
-        100,
-        nn.Flatten(),
-        nn.Linear(channels * height * width, 100),
-        nn.ReLU(),
-        nn.Linear(100, 100),
-        nn.ReLU(),
+        100, nn.Flatten(), nn.Linear(channels * height * width, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU()
     )
 
 

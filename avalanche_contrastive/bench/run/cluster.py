@@ -251,12 +251,7 @@ def _submit(
 
 
 def run_task(
-    job: Job,
-    work: Work,
-    write: Callable[[Job, dict[str, Any]], None],
-    threads: int,
-    note: Path,
-    folders: Sequence[str],
+    job: Job, work: Work, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path, folders: Sequence[str]
 ) -> dict[str, Any]:
     """The run, on its node: do it, write the result, say now and then where it is.
 
