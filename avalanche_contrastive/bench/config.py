@@ -4,17 +4,23 @@ import difflib
 import json
 import sys
 import tomllib
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from avalanche_contrastive.bench.methods.catalog import METHODS
-from avalanche_contrastive.bench.outside import find, first_line, options_of
-from avalanche_contrastive.registry import SCORES, Method, Option
+from avalanche_contrastive import registry
+from avalanche_contrastive._outside import find, first_line, options_of
+from avalanche_contrastive.registry import SCORES, Method, Option, read_methods
 
 CONFIGS = Path(__file__).parent / "configs"
+AVALANCHE = Path(__file__).parent / "methods" / "avalanche.toml"
+# Every method that a row can name; those of the registry come first.
+METHODS: Mapping[str, Method] = ChainMap(
+    read_methods(AVALANCHE, "avalanche_contrastive.bench.methods"), registry.METHODS
+)
 SHARED = "_suite.toml"  # in each suite's folder: what all its rows have in common
 DEFAULT_SUITE = "split_digits"
 # other: Avalanche's further strategies, not tuned; a trial looks into something on validation images.
@@ -169,6 +175,12 @@ def method_of(name: str, folder: Path | None = None) -> Method:
     builder = find(name, folder)
     options = options_of(builder, name)
     return Method(name, summary=first_line(builder), read_options=options, stores_by_default=False)
+
+
+def unavailable() -> dict[str, str]:
+    """Avalanche's strategies that no row can name, each with the reason."""
+    reasons: dict[str, str] = read_toml(AVALANCHE)["unavailable"]
+    return reasons
 
 
 def suites() -> list[str]:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import (
     CONFIGS,
+    METHODS,
     TABLES,
     Config,
     Row,
@@ -25,8 +27,6 @@ from avalanche_contrastive.bench.config import (
 from avalanche_contrastive.bench.files import Grouped as Grouped
 from avalanche_contrastive.bench.files import Result as Result
 from avalanche_contrastive.bench.files import read_json, result_path, write_json
-from avalanche_contrastive.bench.methods.catalog import METHODS
-from avalanche_contrastive.bench.outside import find
 from avalanche_contrastive.registry import Option
 
 

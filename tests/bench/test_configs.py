@@ -15,7 +15,7 @@ from helpers.streams import digits
 from avalanche_contrastive import registry
 from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS
 from avalanche_contrastive.bench.run import plan as plans
 from avalanche_contrastive.bench.run import pool, tuning
 
@@ -260,7 +260,7 @@ def mine(s, *, strength=1.0, other=2):
 def mine(tmp_path, monkeypatch):
     """A method of one's own in a folder that is not the present one, and the text of its row without a grid."""
     monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.setattr("avalanche_contrastive.bench.outside._own_folders", [])
+    monkeypatch.setattr("avalanche_contrastive._outside._own_folders", [])
     (tmp_path / "code").mkdir()
     name = f"mine_{tmp_path.name}"
     (tmp_path / "code" / f"{name}.py").write_text(OWN_METHOD)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_contrastive.bench import cli, files, outside, results
+from avalanche_contrastive import _outside as outside
+from avalanche_contrastive.bench import cli, files, results
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.methods.networks import make_encoder
 from avalanche_contrastive.bench.run.build import build, stream_of

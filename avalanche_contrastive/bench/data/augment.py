@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import nearest
-from avalanche_contrastive.bench.outside import find
 from avalanche_contrastive.data import BatchAugmentation
 
 Augmentation: TypeAlias = Callable[[Tensor], Tensor]

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.data.kinds import PHOTO, Stream, StreamKind
-from avalanche_contrastive.bench.outside import find
 
 
 def own_stream(name: str, seed: int, *, validation: bool, root: str, wanted: Mapping[str, Any]) -> Stream:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torchvision.models import get_model, list_models, resnet18  # type: ignore[import-untyped, unused-ignore]
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import Config, nearest
-from avalanche_contrastive.bench.outside import find
 
 LINEAR = "linear head"  # what most methods classify by
 

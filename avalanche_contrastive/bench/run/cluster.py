@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avalanche_contrastive._outside import importable, own_folders
 from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.outside import importable, own_folders
 from avalanche_contrastive.bench.run.pool import Job, Work, figures, last_line
 from avalanche_contrastive.bench.run.progress import Progress
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from avalanche_contrastive.bench.config import SHARED, Config, Row, folder, nearest, read_toml, updated
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS, SHARED, Config, Row, folder, nearest, read_toml, updated
 from avalanche_contrastive.registry import Grid, Option
 
 DRAW_SEED = 0

@@ -12,7 +12,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_contrastive.bench.outside import find
+from avalanche_contrastive._outside import find
 
 REPLAY_LOADER = "replay_loader"  # how Avalanche's strategies and plugins call a replay loader of their own
 SECONDS_BETWEEN_REPORTS = 0.5
