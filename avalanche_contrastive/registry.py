@@ -7,13 +7,14 @@ table of methods costs no import of torch and Avalanche. To add a method, add an
 import ast
 import importlib
 import importlib.util
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METHODS", "Method", "Option", "Parameter", "load", "parameters_of"]
+__all__ = ["METHODS", "Method", "Option", "Parameter", "load", "parameters_of", "read_methods"]
 
 Option = bool | int | float | str
 Grid = Mapping[str, tuple[Option, ...]]
@@ -144,6 +145,24 @@ METHODS: dict[str, Method] = {
         select_by="recall",
     ),
 }
+
+
+def read_methods(path: Path, package: str) -> dict[str, Method]:
+    """Methods from a TOML file, by name.
+
+    Args:
+        path: the file; its head says what is in it.
+        package: of the modules that build them.
+    """
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    reasons, found = content["reasons"], {}
+    for name, facts in content["methods"].items():
+        grid = {key: tuple(values) for key, values in facts.pop("grid", {}).items()}
+        facts["grid"] = grid if facts.pop("grid_alone", False) else {**COMMON, **grid}
+        facts |= {key: reasons.get(facts[key], facts[key]) for key in ("alone", "why_not") if key in facts}
+        facts["scenarios"] = tuple(facts.get("scenarios", SCENARIOS))
+        found[name] = Method(f"{package}.{facts.pop('module', 'baselines')}:{name}", **facts)
+    return found
 
 
 def load(name: str) -> Any:

@@ -95,7 +95,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_contrastive import Co2L, ContrastiveModel
 from avalanche_contrastive.bench.methods.networks import make_encoder
-from avalanche_contrastive.bench.run.execute import schedule_of
+from avalanche_contrastive.bench.run.build import schedule_of
 from avalanche_contrastive.teacher import frozen_copy
 
 

@@ -64,7 +64,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_contrastive import SSIL
 from avalanche_contrastive.bench.data.streams import STREAMS, make_stream
 from avalanche_contrastive.bench.methods.networks import Classifier, make_encoder
-from avalanche_contrastive.bench.run.execute import schedule_of
+from avalanche_contrastive.bench.run.build import schedule_of
 from avalanche_contrastive.metrics import bias_metrics
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avalanche_contrastive.bench.data.kinds import STREAMS
 from avalanche_contrastive.bench.data.sources import DOWNLOADS
-from avalanche_contrastive.bench.data.streams import STREAMS
 from avalanche_contrastive.bench.results import Grouped, Result
 
 DIGITS, MNIST = "split_digits", "split_mnist"

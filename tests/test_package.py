@@ -18,10 +18,10 @@ from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSched
 ROOT = Path(avalanche_contrastive.__file__).parent
 # Each floor imports from the floors before it, and within itself without a circle.
 FLOORS = [
-    {"_version", "_launch", "_files", "_rows", "_checks", "_kernels", "_torch", "losses"},
+    {"registry", "_version", "_launch", "_files", "_outside", "_rows", "_checks", "_kernels", "_torch", "losses"},
     {"data", "models", "readout", "features", "teacher", "tasks"},
     {"plugins", "metrics"},
-    {"strategies", "registry", "checkpoint", "parallel", "plots", "__init__"},
+    {"strategies", "checkpoint", "parallel", "plots", "__init__"},
     {"bench"},
 ]
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, toml
-from avalanche_contrastive.bench.methods.catalog import UNAVAILABLE
+from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, toml, unavailable
 from avalanche_contrastive.bench.selection import OWN_SUITE, suite_of
 from avalanche_contrastive.registry import load
 
@@ -104,7 +103,7 @@ def list_rows(parsed: argparse.Namespace) -> int:
         for name, network in NETWORKS.items():
             print(f"network {name:20} {network.about}")
     elif parsed.unavailable:
-        for name, reason in UNAVAILABLE.items():
+        for name, reason in unavailable().items():
             print(f"{name:22} {reason}")
     elif parsed.row:
         _print_row(find_row(parsed.row, suite_of(parsed)))

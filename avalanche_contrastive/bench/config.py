@@ -4,17 +4,23 @@ import difflib
 import json
 import sys
 import tomllib
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from avalanche_contrastive.bench.methods.catalog import METHODS
-from avalanche_contrastive.bench.outside import find, first_line, options_of
-from avalanche_contrastive.registry import SCORES, Grid, Method, Option
+from avalanche_contrastive import registry
+from avalanche_contrastive._outside import find, first_line, options_of
+from avalanche_contrastive.registry import SCORES, Method, Option, read_methods
 
 CONFIGS = Path(__file__).parent / "configs"
+AVALANCHE = Path(__file__).parent / "methods" / "avalanche.toml"
+# Every method that a row can name; those of the registry come first.
+METHODS: Mapping[str, Method] = ChainMap(
+    read_methods(AVALANCHE, "avalanche_contrastive.bench.methods"), registry.METHODS
+)
 SHARED = "_suite.toml"  # in each suite's folder: what all its rows have in common
 DEFAULT_SUITE = "split_digits"
 # other: Avalanche's further strategies, not tuned; a trial looks into something on validation images.
@@ -30,6 +36,8 @@ STREAM_KEYS = (
     *("stream", "data", "scenario", "experiences", "base_classes", "class_order"),
     *("train_images", "test_images", "image_size"),
 )
+LIBRARIES = ("torchvision:", "timm:")  # whose networks are known by name
+OWN_CODE = ("method", "stream", "network", "augmentation", "metrics")  # which may be "module:function"
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
 
 
@@ -40,7 +48,7 @@ class Config:
     Args:
         method: key of METHODS, or "module:function" of a builder of your own.
         suite: folder of configs that the row belongs to; its table.
-        stream: key of STREAMS.
+        stream: key of STREAMS, or "module:function".
         data: for the stream "own": a .npz file or a folder of images.
         scenario: "class", "task" (task labels; the task is known in evaluation) or "domain".
         experiences: 0: as many as the stream usually has.
@@ -49,7 +57,7 @@ class Config:
         train_images: stratified random subset of the training images (of each domain), 0: all.
         test_images: the same for the test images.
         image_size: of a folder of images: the side that all get; 0: their median, if they differ.
-        network: key of NETWORKS; "": the stream's own.
+        network: key of NETWORKS, "torchvision:NAME", "timm:NAME", or "module:function"; "": the stream's own.
         memory: stored images, 0 for methods without a memory.
         epochs: passes over each experience.
         epochs_later: passes over each experience after the first; 0: as over the first.
@@ -66,7 +74,9 @@ class Config:
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
-        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra "bench").
+        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra
+            "bench"), or "module:function".
+        metrics: "module:function" of each further figure, one number from the logits (N, K) and the classes (N,).
         options: what only this method has, complete with its defaults.
     """
 
@@ -99,6 +109,7 @@ class Config:
     reset_optimizer: bool = False
     augment: bool = False
     augmentation: str = ""
+    metrics: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,7 +133,7 @@ class Row:
     chosen_by: str = ""
     path: str = ""  # of a TOML file outside the suites
     modules: str = ""  # the folder where "module:function" is looked for first; "" for rows of the suites
-    grid: Grid = field(default_factory=dict)  # what `tune` tries beside or instead of the method's own values
+    tune: Any = field(default_factory=dict)  # its table [tune] as it stands: only `tune` reads it
 
     @property
     def select_by(self) -> str:
@@ -164,6 +175,12 @@ def method_of(name: str, folder: Path | None = None) -> Method:
     builder = find(name, folder)
     options = options_of(builder, name)
     return Method(name, summary=first_line(builder), read_options=options, stores_by_default=False)
+
+
+def unavailable() -> dict[str, str]:
+    """Avalanche's strategies that no row can name, each with the reason."""
+    reasons: dict[str, str] = read_toml(AVALANCHE)["unavailable"]
+    return reasons
 
 
 def suites() -> list[str]:
@@ -223,14 +240,13 @@ def _read_row(path: Path, suite: str) -> Row:
     shown = {key: _text(raw.pop(key), key, where) for key in SHOWING if key in raw}
     _check_choice(shown.get("table", "main"), TABLES, "table", where)
     _check_choice(shown.get("chosen_by", ""), ("", *SCORES), "chosen_by", where)
-    grid = _row_grid(raw.pop("tune", {}), f"{where}, [tune")
+    tune = raw.pop("tune", {})
     config = _start(raw, base, suite, modules, where)
     config = updated(config, raw, where=where)
-    for key, values in grid.items():
-        for value in values:
-            updated(config, {key: value}, where=f"{where}, [tune.grid]")
+    for name in own_code(config).values():
+        find(name, modules)  # beside the file, from then on
     places = {} if in_suite else {"path": str(path), "modules": str(modules)}
-    return Row(path.stem, config, shown.pop("label", path.stem), base=base, grid=grid, **places, **shown)
+    return Row(path.stem, config, shown.pop("label", path.stem), base=base, tune=tune, **places, **shown)
 
 
 def _start(raw: dict[str, Any], base: str, suite: str, modules: Path, where: str) -> Config:
@@ -250,29 +266,6 @@ def _start(raw: dict[str, Any], base: str, suite: str, modules: Path, where: str
         )
     method_of(method, modules)  # a module beside the file is found from then on
     return default_config(method, suite)
-
-
-def _row_grid(tune: Any, where: str) -> dict[str, tuple[Option, ...]]:
-    """The table [tune.grid] of a row's own file."""
-    if not isinstance(tune, Mapping) or set(tune) - {"grid"}:
-        raise ValueError(f"{where}]: a row may have the table [tune.grid] only, got {tune!r}")
-    return grid_table(tune.get("grid", {}), f"{where}.grid]")
-
-
-def grid_table(raw: Any, where: str) -> dict[str, tuple[Option, ...]]:
-    """Lists of values by key; options may be a table of their own or come as "options.x" keys.
-
-    Raises:
-        ValueError: not a table, or a value that is not a list of at least one.
-    """
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("options", {}), Mapping):
-        raise ValueError(f"{where} must be a table, got {raw!r}")
-    flat = {key: values for key, values in raw.items() if key != "options"}
-    flat |= {f"options.{key}": values for key, values in raw.get("options", {}).items()}
-    for key, values in flat.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{where}: {key} must be a list of at least one value, got {values!r}")
-    return {key: tuple(values) for key, values in flat.items()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -327,7 +320,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str) -> Config
         del defaults["memory"]
     plain = _checked(plain, defaults, where=where)
     for key, known in CHOICES.items():
-        if key in plain:
+        if key in plain and not (key in OWN_CODE and ":" in plain[key]):
             _check_choice(plain[key], known, key, where)
     options = _checked(options, method.options, where=f"{where}, options of {config.method}")
     return replace(config, **plain, options={**config.options, **options})
@@ -343,10 +336,10 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
         if want is float and type(value) is int:
             value = float(value) if abs(value) < sys.float_info.max else float("inf")
         if isinstance(value, list) and (want is tuple or key == "class_order"):
-            value = tuple(value) if all(type(item) is int for item in value) else value
+            value = tuple(value) if all(type(item) is (str if key == "metrics" else int) for item in value) else value
             want = tuple
         if type(value) is not want:
-            kind = "list of whole numbers" if want is tuple else want.__name__
+            kind = f"list of {'strings' if key == 'metrics' else 'whole numbers'}" if want is tuple else want.__name__
             raise ValueError(f"{where}: {key} must be a {kind}, got {value!r} ({type(value).__name__})")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, (int, float)) and not 0 <= number < float("inf") for number in numbers):  # nan too
@@ -389,6 +382,13 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 def plain_defaults() -> dict[str, Any]:
     """The defaults of Config as they stand in a result."""
     return Config(method="").as_dict()
+
+
+def own_code(config: Config) -> dict[str, str]:
+    """Code from outside the package that a config names, "module:function" by key."""
+    named = {key: getattr(config, key) for key in OWN_CODE if key != "metrics"}
+    named |= {f"metric {name}": name for name in config.metrics}
+    return {key: name for key, name in named.items() if ":" in name and not name.startswith(LIBRARIES)}
 
 
 def toml(value: Any) -> str:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import (
     CONFIGS,
+    METHODS,
     TABLES,
     Config,
     Row,
     completed,
     load_row,
+    own_code,
     plain_defaults,
     row_files,
     row_order,
@@ -24,8 +27,6 @@ from avalanche_contrastive.bench.config import (
 from avalanche_contrastive.bench.files import Grouped as Grouped
 from avalanche_contrastive.bench.files import Result as Result
 from avalanche_contrastive.bench.files import read_json, result_path, write_json
-from avalanche_contrastive.bench.methods.catalog import METHODS
-from avalanche_contrastive.bench.outside import find
 from avalanche_contrastive.registry import Option
 
 
@@ -65,10 +66,8 @@ def difference(stored: Result, row: Row, seed: int) -> str:
 
 
 def fingerprint(config: Config) -> dict[str, str]:
-    """Digests of what decides a run beside the config: the source of a method of one's own, data of one's own."""
-    found = {}
-    if ":" in config.method:
-        found["method"] = _digest([Path(inspect.getfile(find(config.method)))])
+    """Digests of what decides a run beside the config: the sources of code of your own, data of your own."""
+    found = {key: _digest([Path(inspect.getfile(find(name)))]) for key, name in own_code(config).items()}
     if config.data:
         path = Path(config.data)
         found["data"] = _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
@@ -236,6 +235,10 @@ def _seconds(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_numbers, value.values()))
 
 
+def _figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
+
+
 NUMBER = (_number, "a number")
 TEXT = (_text, "a string")
 MATRIX = (_matrix, "a list of rows of numbers, all of one length")
@@ -271,6 +274,12 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     "class_names": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of strings"),
     "experience_classes": (_classes, "a list of lists of whole numbers"),
     "angles": (_numbers, "a list of numbers"),
+    "metrics": (
+        lambda value: (
+            isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
+        ),
+        "a table of figures, each with a list of numbers `all`",
+    ),
     "evaluations": (lambda value: isinstance(value, dict) and all(map(_number, value.values())), "a table of numbers"),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
@@ -317,6 +326,8 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):
         raise ValueError(f"{path}: config: options must be bools, numbers or strings, got {_short(config['options'])}")
+    if not all(map(_text, config.get("metrics", []))):
+        raise ValueError(f"{path}: config: metrics must be strings, got {_short(config['metrics'])}")
     suite = config.get("suite", "")
     if any(sign in suite for sign in "/\\\0") or suite in (".", ".."):  # figures go to a folder of that name
         raise ValueError(f"{path}: config: suite must be a name, no path, got {_short(suite)}")

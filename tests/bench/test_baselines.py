@@ -22,11 +22,10 @@ from helpers.streams import Images, digits
 from torch import nn
 
 from avalanche_contrastive import BatchAugmentation
-from avalanche_contrastive.bench import outside
-from avalanche_contrastive.bench.config import Config, load_rows, method_of, suites
+from avalanche_contrastive import _outside as outside
+from avalanche_contrastive.bench.config import METHODS, Config, load_rows, method_of, suites, unavailable
 from avalanche_contrastive.bench.methods import baselines, ours
 from avalanche_contrastive.bench.methods import networks as models
-from avalanche_contrastive.bench.methods.catalog import METHODS, UNAVAILABLE
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting, make_encoder
 from avalanche_contrastive.bench.run.plugins import BatchAugment, ReportProgress, TaskAccuracy
 from avalanche_contrastive.metrics import retrieval_metrics
@@ -182,20 +181,20 @@ def test_every_method_has_a_row_on_a_stream_that_it_runs_on():
 
 
 def test_every_strategy_of_avalanche_is_built_or_named_with_its_reason():
-    known = {method.strategy for method in METHODS.values()} | set(UNAVAILABLE)
+    known = {method.strategy for method in METHODS.values()} | set(unavailable())
     strategies = {name for name, value in vars(shipped).items() if inspect.isclass(value)}
     assert strategies <= known
     parts = {"SupervisedPlugin", "EvaluationPlugin", "EarlyStoppingPlugin", "LRSchedulerPlugin", "PPPloss"}
     parts |= {"TrainGeneratorAfterExpPlugin"}
     plugins = {name for name, value in vars(shipped_plugins).items() if inspect.isclass(value)} - parts
     assert {name for name in plugins if name.removesuffix("Plugin") not in known} <= known
-    assert all(len(reason) > 20 for reason in UNAVAILABLE.values())
+    assert all(len(reason) > 20 for reason in unavailable().values())
 
 
 @pytest.mark.parametrize("strategy", [AR1, LearningToPrompt])
 def test_strategies_that_take_no_model(strategy):
     assert "model" not in inspect.signature(strategy).parameters
-    assert UNAVAILABLE[strategy.__name__].startswith("takes no model")
+    assert unavailable()[strategy.__name__].startswith("takes no model")
 
 
 @pytest.mark.filterwarnings("ignore:This strategy is currently in the alpha stage")

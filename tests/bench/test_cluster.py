@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avalanche_contrastive.bench import outside
+from avalanche_contrastive import _outside as outside
 from avalanche_contrastive.bench.config import load_row, updated
 from avalanche_contrastive.bench.files import read_json, write_json
 from avalanche_contrastive.bench.run import cluster

@@ -15,7 +15,7 @@ from helpers.streams import digits
 from avalanche_contrastive import registry
 from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS
 from avalanche_contrastive.bench.run import plan as plans
 from avalanche_contrastive.bench.run import pool, tuning
 
@@ -260,7 +260,7 @@ def mine(s, *, strength=1.0, other=2):
 def mine(tmp_path, monkeypatch):
     """A method of one's own in a folder that is not the present one, and the text of its row without a grid."""
     monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.setattr("avalanche_contrastive.bench.outside._own_folders", [])
+    monkeypatch.setattr("avalanche_contrastive._outside._own_folders", [])
     (tmp_path / "code").mkdir()
     name = f"mine_{tmp_path.name}"
     (tmp_path / "code" / f"{name}.py").write_text(OWN_METHOD)
@@ -298,8 +298,9 @@ def test_a_method_of_ones_own_is_tuned_by_the_grid_in_its_own_file(mine):
 )
 def test_a_wrong_grid_of_a_row_is_refused(text, message, tmp_path):
     (tmp_path / "mine.toml").write_text(f'method = "naive"\n{text}\n')
+    row = configs.find_row(str(tmp_path / "mine.toml"), "split_digits")
     with pytest.raises(ValueError, match=re.escape(message)):
-        configs.find_row(str(tmp_path / "mine.toml"), "split_digits")
+        plans.grid_of(row, plans.Plan())
 
 
 @pytest.fixture

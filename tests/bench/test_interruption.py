@@ -19,8 +19,7 @@ import pytest
 
 from avalanche_contrastive import checkpoint
 from avalanche_contrastive.bench import cli, files
-from avalanche_contrastive.bench.config import find_row, updated
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS, find_row, updated
 from avalanche_contrastive.bench.run import execute as runs
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avalanche_contrastive.bench import outside
+from avalanche_contrastive import _outside as outside
 from avalanche_contrastive.bench.config import Config, load_row, updated
 from avalanche_contrastive.bench.run import pool, progress
 from avalanche_contrastive.bench.run.execute import run_job

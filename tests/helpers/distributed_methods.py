@@ -13,7 +13,7 @@ import torch
 from avalanche.training.determinism.rng_manager import RNGManager
 
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS
 from avalanche_contrastive.bench.run import build as runs
 from avalanche_contrastive.parallel.collectives import rank
 from avalanche_contrastive.parallel.plugin import join_processes

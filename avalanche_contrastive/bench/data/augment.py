@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import nearest
 from avalanche_contrastive.data import BatchAugmentation
 
@@ -17,29 +18,26 @@ AUGMENTATIONS = ("", "simclr", "pad_crop")
 
 
 def make_augmentation(
-    name: str,
-    image_shape: tuple[int, int, int],
-    keywords: Mapping[str, Any],
-    *,
-    normalise: Normalisation | None = None,
+    name: str, image_shape: tuple[int, int, int], keywords: Mapping[str, Any], *, normalise: Normalisation | None = None
 ) -> Augmentation:
     """The augmentation of a config.
 
     Args:
         name: "" is the stream's own ``BatchAugmentation``. "simclr" is what Co2L and SimCLR train with: crop, flip,
             colour jitter, greyscale, and blur where an image is larger than 32 x 32. "pad_crop" is a crop after a
-            black frame of 4 pixels, and a flip. The two named ones are kornia's.
+            black frame of 4 pixels, and a flip. These two are kornia's. "module:function" is your own: called with
+            image_shape, the function returns a callable for batches.
         image_shape: (C, H, W).
         keywords: the stream's, of ``BatchAugmentation``. "simclr" takes its scale, ratio and flip from them,
             "pad_crop" its flip; the rest of them has no meaning there.
         normalise: (mean, std) where the stream's images are (x - mean) / std of images in [0, 1], one number for each
-            channel. The named augmentations work on the images in [0, 1].
+            channel. All but the stream's own work on the images in [0, 1].
 
     Raises:
         ValueError: unknown name or keyword, a shape, normalisation or number of channels that cannot be, or kornia is
             not installed.
     """
-    if name not in AUGMENTATIONS:
+    if name not in AUGMENTATIONS and ":" not in name:
         hint = nearest(str(name), AUGMENTATIONS)
         raise ValueError(f"unknown augmentation {name!r}{hint}, or '' for the stream's own")
     unknown = set(keywords) - set(inspect.signature(BatchAugmentation).parameters)
@@ -49,8 +47,13 @@ def make_augmentation(
         raise ValueError(f"augmentation: image_shape must be (C, H, W), each >= 1, got {image_shape}")
     if name == "":
         return BatchAugmentation(**keywords)
+    if ":" in name:
+        own = find(name)(image_shape)
+        if not callable(own):
+            raise ValueError(f"{name} must return a callable for batches (B, C, H, W), got {type(own).__name__}")
+        return _OnPlainImages(name, own, image_shape, normalise, check_range=False)
     layers = (_simclr if name == "simclr" else _pad_crop)(_kornia(name), image_shape, keywords)
-    return _OnPlainImages(name, layers, image_shape, normalise)
+    return _OnPlainImages(name, nn.Sequential(*layers), image_shape, normalise)
 
 
 def _simclr(kornia: Any, image_shape: tuple[int, int, int], keywords: Mapping[str, Any]) -> list[nn.Module]:
@@ -95,19 +98,21 @@ def _kornia(name: str) -> Any:
 
 
 class _OnPlainImages:
-    """kornia's layers, one after the other, on images in [0, 1] whatever the stream's normalisation."""
+    """An augmentation of images in [0, 1], whatever the stream's normalisation."""
 
     def __init__(
         self,
         name: str,
-        layers: Sequence[nn.Module],
+        augment: Augmentation,
         image_shape: tuple[int, int, int],
         normalise: Normalisation | None,
+        *,
+        check_range: bool = True,
     ) -> None:
         self.name, self.image_shape = name, tuple(image_shape)
-        self.layers = nn.Sequential(*layers)
+        self.augment = augment
         self.mean, self.std = _channels(normalise, image_shape[0])
-        self._range_is_known = False
+        self._range_is_known = not check_range
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,7 +126,13 @@ class _OnPlainImages:
         with torch.autocast(x.device.type, enabled=False):
             plain = x.float() * std + mean
             self._check_range(plain)
-            result: Tensor = (self.layers(plain) - mean) / std
+            made = self.augment(plain)
+            if not isinstance(made, Tensor) or made.shape != x.shape:
+                form = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+                raise ValueError(
+                    f"augmentation {self.name!r} must keep the shape {tuple(x.shape)} of a batch, got {form}"
+                )
+            result: Tensor = (made - mean) / std
         return result.to(x.dtype)
 
     def _check_range(self, plain: Tensor) -> None:
@@ -136,7 +147,7 @@ class _OnPlainImages:
         self._range_is_known = True
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(type(layer).__name__ for layer in self.layers)})"
+        return f"{self.name}({self.augment})"
 
 
 def _channels(normalise: Normalisation | None, channels: int) -> tuple[Tensor, Tensor]:

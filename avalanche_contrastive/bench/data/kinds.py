@@ -1,4 +1,4 @@
-"""The streams by name: their images, experiences, network and augmentation. Names and numbers, no torch."""
+"""The streams by name: their images, experiences, network and augmentation; and what a run gets. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,3 +74,34 @@ STREAMS: Mapping[str, StreamKind] = {
     ),
     "own": StreamKind("own", "own data", 0, "medium_cnn", augmentation=PHOTO),
 }
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One run's data.
+
+    Args:
+        kind: what belongs to its kind of image.
+        benchmark: Avalanche's; its test stream has the evaluated images.
+        class_order: all classes in the order of their coming; in the domain scenario simply 0 ... K - 1.
+        counts: evaluated images of each experience.
+        classes: K.
+        image_shape: (C, H, W).
+        class_names: K names.
+        experience_classes: of each experience, ascending.
+        description: all of it in words, for results.
+        note: what was done to the images and what was left out, in words; empty if nothing.
+        angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
+    """
+
+    kind: StreamKind
+    benchmark: Any
+    class_order: list[int]
+    counts: list[int]
+    classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    experience_classes: list[list[int]]
+    description: str
+    note: str = ""
+    angles: list[float] = field(default_factory=list)

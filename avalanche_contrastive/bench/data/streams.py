@@ -1,7 +1,7 @@
 """The stream of a run: which images in which experience, in which order, with or without a validation split."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,42 +14,13 @@ from torchvision.transforms.v2.functional import rotate  # type: ignore[import-u
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
 from avalanche_contrastive.bench.data.batched import Images, install
-from avalanche_contrastive.bench.data.kinds import STREAMS, StreamKind
+from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
 from avalanche_contrastive.bench.data.own import load_own
 from avalanche_contrastive.bench.data.sources import load
 
 VALIDATION_SHARE = 0.2
 OWN_SHARES = 5  # experiences of own data without domains in the domain scenario
 TURN = 180.0  # degrees; a domain of rotated_mnist is turned by less
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One run's data.
-
-    Args:
-        benchmark: Avalanche's; its test stream has the evaluated images.
-        class_order: all classes in the order of their coming; in the domain scenario simply 0 ... K - 1.
-        counts: evaluated images of each experience.
-        classes: K.
-        image_shape: (C, H, W).
-        class_names: K names.
-        experience_classes: of each experience, ascending.
-        description: all of it in words, for results.
-        note: what was done to the images and what was left out, in words; empty if nothing.
-        angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
-    """
-
-    benchmark: Any
-    class_order: list[int]
-    counts: list[int]
-    classes: int
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    experience_classes: list[list[int]]
-    description: str
-    note: str = ""
-    angles: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,7 +92,7 @@ def make_stream(
         ValueError: an unknown stream or scenario, numbers that do not go with the data, or unreadable data.
     """
     if name not in STREAMS:
-        raise ValueError(f"no stream named {name!r}. Known: {', '.join(STREAMS)}")
+        raise ValueError(f"no stream named {name!r}. Known: {', '.join(STREAMS)}, or module:function of your own")
     kind = STREAMS[name]
     scenario = scenario or kind.scenarios[0]
     if scenario not in kind.scenarios:
@@ -335,12 +306,7 @@ def _domain_stream(loaded: _Loaded, datasets: list[list[Images]], what: str, ang
 
 
 def _stream(
-    loaded: _Loaded,
-    benchmark: Any,
-    order: list[int],
-    groups: list[list[int]],
-    what: str,
-    angles: Sequence[float] = (),
+    loaded: _Loaded, benchmark: Any, order: list[int], groups: list[list[int]], what: str, angles: Sequence[float] = ()
 ) -> Stream:
     counts = [len(experience.dataset) for experience in benchmark.test_stream]
     trained = sum(len(experience.dataset) for experience in benchmark.train_stream)
@@ -350,6 +316,7 @@ def _stream(
         f"{channels} x {height} x {width}"
     )
     return Stream(
+        loaded.kind,
         benchmark,
         order,
         counts,

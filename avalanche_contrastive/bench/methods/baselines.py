@@ -79,12 +79,7 @@ def er_ace(s: Setting, *, batch_size_mem: int = 32) -> Built:
 
 
 def er_aml(
-    s: Setting,
-    *,
-    temp: float = 0.1,
-    base_temp: float = 0.07,
-    same_task_neg: bool = True,
-    batch_size_mem: int = 32,
+    s: Setting, *, temp: float = 0.1, base_temp: float = 0.07, same_task_neg: bool = True, batch_size_mem: int = 32
 ) -> Built:
     """Replay with asymmetric metric learning; repaired: endless loop, axis of the softmax."""
     if s.config.memory < s.classes:
@@ -146,12 +141,7 @@ def gss(s: Setting, *, mem_strength: int = 10, batch_size_mem: int = 32) -> Buil
 
 
 def rar(
-    s: Setting,
-    *,
-    batch_size_mem: int = 32,
-    beta_coef: float = 0.4,
-    epsilon_fgsm: float = 0.0314,
-    opt_lr: float = 0.1,
+    s: Setting, *, batch_size_mem: int = 32, beta_coef: float = 0.4, epsilon_fgsm: float = 0.0314, opt_lr: float = 0.1
 ) -> Built:
     """Replay with adversarial copies of the stored images (RARPlugin)."""
     plugin = RARPlugin(batch_size_mem, s.config.memory, opt_lr=opt_lr, beta_coef=beta_coef, epsilon_fgsm=epsilon_fgsm)
@@ -159,12 +149,7 @@ def rar(
 
 
 def mer(
-    s: Setting,
-    *,
-    n_inner_steps: int = 1,
-    beta: float = 0.1,
-    gamma: float = 1.0,
-    batch_size_mem: int = 10,
+    s: Setting, *, n_inner_steps: int = 1, beta: float = 0.1, gamma: float = 1.0, batch_size_mem: int = 10
 ) -> Built:
     """Meta-experience replay: a step per image; slow, and no augmentation reaches it.
 

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
+import torchvision.models  # type: ignore[import-untyped, unused-ignore]
 from avalanche.models import DynamicModule, make_icarl_net
 from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torchvision.models import resnet18  # type: ignore[import-untyped, unused-ignore]
+from torchvision.models import get_model, list_models, resnet18  # type: ignore[import-untyped, unused-ignore]
 
-from avalanche_contrastive.bench.config import Config
+from avalanche_contrastive._outside import find
+from avalanche_contrastive.bench.config import Config, nearest
 
 LINEAR = "linear head"  # what most methods classify by
 
@@ -50,12 +53,7 @@ def mlp(image_shape: ImageShape) -> Encoder:
     """Two hidden layers of 100 units."""
     channels, height, width = image_shape
     return Encoder(
-        100,
-        nn.Flatten(),
-        nn.Linear(channels * height * width, 100),
-        nn.ReLU(),
-        nn.Linear(100, 100),
-        nn.ReLU(),
+        100, nn.Flatten(), nn.Linear(channels * height * width, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU()
     )
 
 
@@ -153,9 +151,16 @@ NETWORKS: Mapping[str, Network] = {
 def make_encoder(name: str, image_shape: ImageShape) -> Encoder:
     """A fresh encoder of that name for images of that shape.
 
+    Args:
+        name: key of NETWORKS; "torchvision:NAME" or "timm:NAME", without weights and without the classifier; or
+            "module:function", which is called with the image shape if it takes an argument, and returns a module.
+        image_shape: (C, H, W).
+
     Raises:
-        ValueError: the images are too small for it.
+        ValueError: the images are too small for it, or what was made does not map images to vectors.
     """
+    if ":" in name:
+        return _checked(name, _outside(name, image_shape), image_shape)
     network = NETWORKS[name]
     channels, height, width = image_shape
     if min(height, width) < network.smallest:
@@ -165,6 +170,57 @@ def make_encoder(name: str, image_shape: ImageShape) -> Encoder:
             f"stream's are {height} x {width} ({channels} channels). Networks for them: {fitting}"
         )
     return network.build(image_shape)
+
+
+def _outside(name: str, image_shape: ImageShape) -> nn.Module:
+    """A module from another library, or from code of your own."""
+    library, _, model = name.partition(":")
+    channels = image_shape[0]
+    if library == "timm":
+        try:
+            import timm  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise ValueError(f"network {name!r} needs timm, which is not installed: pip install timm") from error
+        made: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
+        return made
+    if library == "torchvision":
+        if model not in list_models(module=torchvision.models):
+            raise ValueError(f"torchvision has no network {model!r}{nearest(model, list_models(torchvision.models))}")
+        body = get_model(model, weights=None)
+        last = [key for key, layer in body.named_modules() if isinstance(layer, nn.Linear)][-1:]
+        for key in last:  # the classifier: what enters it are the features
+            body.set_submodule(key, nn.Identity())
+        return body if channels == 3 else nn.Sequential(Coloured(), body)
+    function = find(name)
+    takes = [p for p in signature(function).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    own: nn.Module = function(image_shape) if takes else function()
+    return own
+
+
+def _checked(name: str, module: nn.Module, image_shape: ImageShape) -> Encoder:
+    """The module with the width of its output, found by asking it."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"network {name!r} must be a torch module, got {type(module).__name__}")
+    module.eval()
+    try:
+        with torch.no_grad():
+            output = module(torch.zeros(2, *image_shape))
+    except Exception as error:  # whatever a network says of images that it was not made for
+        raise ValueError(
+            f"network {name!r} cannot take images of {' x '.join(map(str, image_shape))}: {error}"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
+        form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"network {name!r} must map images (B, C, H, W) to vectors (B, D), got {form} for B = 2")
+    return Encoder(output.shape[1], module.train())
+
+
+class Coloured(nn.Module):
+    """Grey images as images of three equal channels; others must have three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) or (B, 3, H, W) to (B, 3, H, W)."""
+        return x.expand(-1, 3, -1, -1)
 
 
 class Classifier(nn.Module):
@@ -247,7 +303,7 @@ class Setting:
         config: the row's config.
         image_shape: (C, H, W).
         classes: of the stream.
-        network: key of NETWORKS.
+        network: as `make_encoder` takes it.
         augmentation: maps an image batch to one of the same shape, a draw per image.
         common: keywords that every Avalanche strategy takes: train_mb_size, train_epochs, eval_mb_size, device,
             plugins, evaluator, eval_every.

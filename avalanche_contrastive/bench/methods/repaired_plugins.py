@@ -216,14 +216,7 @@ class RepairedBiC(BiCPlugin):
     """
 
     def __init__(
-        self,
-        *,
-        mem_size: int,
-        val_percentage: float,
-        temperature: float,
-        stage_2_epochs: int,
-        lamb: float,
-        lr: float,
+        self, *, mem_size: int, val_percentage: float, temperature: float, stage_2_epochs: int, lamb: float, lr: float
     ):
         super().__init__(
             mem_size=mem_size, val_percentage=val_percentage, stage_2_epochs=stage_2_epochs, lamb=lamb, lr=lr

@@ -202,6 +202,22 @@ PUBLISHED: Mapping[str, Figure] = {
 # ---- rows
 
 
+def further(rows: Sequence[Row], grouped: Grouped) -> dict[str, Column]:
+    """Columns that only some results have: accuracies by the way of evaluation, and metrics of one's own."""
+    results = [result for row in rows for result in grouped[row.name]]
+    ways = dict.fromkeys(way for result in results for way in result.get("evaluations") or {})
+    metrics = dict.fromkeys(name for result in results for name in result.get("metrics") or {})
+
+    def accuracy(way: str) -> Figure:
+        return lambda result: (result.get("evaluations") or {}).get(way)
+
+    def last(name: str) -> Figure:
+        return lambda result: (result.get("metrics") or {}).get(name, {"all": [None]})["all"][-1]
+
+    columns = {f"final accuracy, {way}": _share(accuracy(way), "under this way of evaluation.") for way in ways}
+    return columns | {name: Column(spread_of(last(name), 1.0, 3), "a metric of one's own.") for name in metrics}
+
+
 def is_ours(row: Row) -> bool:
     """Whether the row is of one of the three methods."""
     return row.config.method in OURS

@@ -1,6 +1,6 @@
 """The tables of one suite, made from result files alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avalanche_contrastive.bench.config import TABLES, Row
@@ -12,6 +12,7 @@ from avalanche_contrastive.bench.report.figures import (
     Column,
     best_cells,
     by_memory,
+    further,
     is_ours,
     own_streams,
 )
@@ -73,9 +74,11 @@ def all_tables(grouped: Grouped) -> str:
 
 def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Column], *, define: bool) -> Table:
     """Figures of rows; columns in which no row has anything are left out."""
+    accuracies = columns is ACCURACY
+    columns = {**columns, **further(rows, grouped)} if accuracies else columns
     cells = {name: [column.cell(grouped[row.name]) for row in rows] for name, column in columns.items()}
     cells = {name: column for name, column in cells.items() if name == "memory" or set(column) != {NONE}}
-    notes = dict.fromkeys(row.note for row in rows if row.note and columns is ACCURACY)
+    notes = dict.fromkeys(row.note for row in rows if row.note and accuracies)
     marks = {note: str(number).translate(SUPERSCRIPTS) for number, note in enumerate(notes, 1)}
     labels = [row.label + marks.get(row.note, "") for row in rows]
     best = best_cells(rows, grouped, [columns[name] for name in cells])
@@ -83,13 +86,11 @@ def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, C
         ("method", *cells),
         tuple(zip(labels, *cells.values(), strict=True)),
         "l" + "r" * len(cells),
-        caption(rows, grouped, accuracies=columns is ACCURACY) + (f" {BEST}" if best and define else "")
-        if rows
-        else "",
+        caption(rows, grouped, accuracies=accuracies) + (f" {BEST}" if best and define else "") if rows else "",
         tuple(f"{mark} {note}" for note, mark in marks.items()),
         frozenset(index for index, row in enumerate(rows) if is_ours(row) and row.table == "main"),
         frozenset((i, j + 1) for i, j in best),
-        definitions(cells) if define and rows else (),
+        definitions({name: columns[name] for name in cells}) if define and rows else (),
     )
 
 
@@ -107,10 +108,10 @@ def caption(rows: Sequence[Row], grouped: Grouped, *, accuracies: bool) -> str:
     return " ".join(lines)
 
 
-def definitions(columns: Iterable[str] = (*ACCURACY, *COST)) -> tuple[tuple[str, str], ...]:
-    """What each column means."""
-    known = {**ACCURACY, **COST}
-    return tuple((name, known[name].meaning) for name in dict.fromkeys(columns))
+def definitions(columns: Mapping[str, Column] | None = None) -> tuple[tuple[str, str], ...]:
+    """What each column means; by default those that every suite has."""
+    known = {**ACCURACY, **COST} if columns is None else columns
+    return tuple((name, column.meaning) for name, column in known.items())
 
 
 def settings_tables(grouped: Grouped) -> list[Table]:

@@ -14,11 +14,12 @@ from avalanche_contrastive import ExperienceSchedule
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import STREAM_KEYS, Config, Row, method_of, nearest
 from avalanche_contrastive.bench.data.augment import make_augmentation
-from avalanche_contrastive.bench.data.kinds import STREAMS
-from avalanche_contrastive.bench.data.streams import Stream, make_stream
+from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
+from avalanche_contrastive.bench.data.own_stream import own_stream
+from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
 from avalanche_contrastive.bench.run.measure import NO_MEMORY, device_of, is_out_of_memory
-from avalanche_contrastive.bench.run.plugins import BatchAugment, ReportProgress, TaskAccuracy
+from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
 from avalanche_contrastive.parallel.plugin import DataParallel, processes
@@ -66,8 +67,8 @@ def check(config: Config) -> None:
     """
     for key, known in (("stream", STREAMS), ("network", NETWORKS)):
         value = getattr(config, key)
-        if value not in known and not (key == "network" and value == ""):
-            raise ValueError(f"unknown {key} {value!r}{nearest(value, known)}")
+        if value not in known and ":" not in value and not (key == "network" and value == ""):
+            raise ValueError(f"unknown {key} {value!r}{nearest(value, known)}, or module:function of your own")
     method = method_of(config.method)
     if config.scenario not in method.scenarios:
         raise ValueError(f"{config.method} does not run on {config.scenario}-incremental streams: {method.why_not}")
@@ -93,24 +94,17 @@ def check(config: Config) -> None:
 
 def stream_of(config: Config, seed: int, *, validation: bool = False, root: str = "") -> Stream:
     """The stream of a run."""
-    return make_stream(
-        config.stream,
-        seed,
-        data=config.data if config.stream == "own" else os.path.expanduser(root),
-        scenario=config.scenario,
-        experiences=config.experiences,
-        base_classes=config.base_classes,
-        class_order=config.class_order,
-        train_images=config.train_images,
-        test_images=config.test_images,
-        image_size=config.image_size,
-        validation=validation,
-    )
+    wanted = {key: getattr(config, key) for key in STREAM_KEYS if key not in ("stream", "data")}
+    root = os.path.expanduser(root)
+    if ":" in config.stream:
+        return own_stream(config.stream, seed, validation=validation, root=root, wanted=wanted)
+    data = config.data if config.stream == "own" else root
+    return make_stream(config.stream, seed, data=data, validation=validation, **wanted)
 
 
 def build(config: Config, stream: Stream, device: torch.device, report: Report | None = None) -> Built:
     """The strategy of a config, with the same evaluator and the same fairness plugins for every method."""
-    kind, method = STREAMS[config.stream], method_of(config.method)
+    kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
         config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise
     )
@@ -124,7 +118,7 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     same_classes = config.scenario == "domain"
     # By the usual rule for ties a network that has collapsed to a point would find everything.
     retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval]
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics)]
     evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
     common = {
         "train_mb_size": config.batch_size,

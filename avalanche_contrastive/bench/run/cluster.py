@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avalanche_contrastive._outside import importable, own_folders
 from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.outside import importable, own_folders
 from avalanche_contrastive.bench.run.pool import Job, Work, figures, last_line
 from avalanche_contrastive.bench.run.progress import Progress
 
@@ -251,12 +251,7 @@ def _submit(
 
 
 def run_task(
-    job: Job,
-    work: Work,
-    write: Callable[[Job, dict[str, Any]], None],
-    threads: int,
-    note: Path,
-    folders: Sequence[str],
+    job: Job, work: Work, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path, folders: Sequence[str]
 ) -> dict[str, Any]:
     """The run, on its node: do it, write the result, say now and then where it is.
 

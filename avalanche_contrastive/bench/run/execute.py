@@ -13,7 +13,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import Config
-from avalanche_contrastive.bench.data.streams import Stream
+from avalanche_contrastive.bench.data.kinds import Stream
 from avalanche_contrastive.bench.report.stats import (
     average_incremental_accuracy,
     backward_transfer,
@@ -86,6 +86,7 @@ def execute(
         **({"angles": stream.angles, "evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
         "readout": built.readout,
         **summary(found, stream.counts),
+        **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
         **cost,
         "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
@@ -197,6 +198,19 @@ def summary(found: Mapping[str, list[list[float]] | None], counts: list[int]) ->
         "forgetting": forgetting(accuracy),
         "backward_transfer": backward_transfer(accuracy),
         "recall_forgetting": forgetting(recall),
+    }
+
+
+def own_figures(config: Config, figures: Sequence[Mapping[str, Any]], experiences: int) -> dict[str, Any]:
+    """By the name of its function, each metric of your own: of every experience and of all after each step."""
+    return {
+        name: {
+            "matrix": [
+                [_figure(step, f"Own {name}_Exp/", f"/Exp{j:03d}") for j in range(experiences)] for step in figures
+            ],
+            "all": [_figure(step, f"Own {name}_Stream/") for step in figures],
+        }
+        for name in (metric.partition(":")[2] for metric in config.metrics)
     }
 
 

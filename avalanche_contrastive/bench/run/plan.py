@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from avalanche_contrastive.bench.config import SHARED, Config, Row, folder, grid_table, nearest, read_toml, updated
-from avalanche_contrastive.bench.methods.catalog import METHODS
+from avalanche_contrastive.bench.config import METHODS, SHARED, Config, Row, folder, nearest, read_toml, updated
 from avalanche_contrastive.registry import Grid, Option
 
 DRAW_SEED = 0
@@ -105,9 +104,9 @@ def grid_of(row: Row, plan: Plan, fixed: Iterable[str] = ()) -> dict[str, tuple[
         fixed: keys that are not searched, because the command line has set them.
 
     Raises:
-        ValueError: a method of your own has options, and none of them is in a grid.
+        ValueError: a method of your own has options, and none of them is in a grid; or the row's own grid is wrong.
     """
-    grid = {**{key: plan.grid.get(key, values) for key, values in row.method.grid.items()}, **row.grid}
+    grid = {**{key: plan.grid.get(key, values) for key, values in row.method.grid.items()}, **_row_grid(row)}
     options = row.method.options
     if ":" in row.config.method and options and not any(key.startswith("options.") for key in (*grid, *fixed)):
         example = next(iter(options))
@@ -117,6 +116,34 @@ def grid_of(row: Row, plan: Plan, fixed: Iterable[str] = ()) -> dict[str, tuple[
             f'[tune.grid]\n"options.{example}" = [{options[example]!r}, ...]'
         )
     return {key: values for key, values in grid.items() if key not in fixed}
+
+
+def _row_grid(row: Row) -> dict[str, tuple[Option, ...]]:
+    """The table [tune.grid] of a row's own file."""
+    where = f"{row.path or row.name}, [tune"
+    if not isinstance(row.tune, Mapping) or set(row.tune) - {"grid"}:
+        raise ValueError(f"{where}]: a row may have the table [tune.grid] only, got {row.tune!r}")
+    grid = grid_table(row.tune.get("grid", {}), f"{where}.grid]")
+    for key, values in grid.items():
+        for value in values:
+            updated(row.config, {key: value}, where=f"{where}.grid]")
+    return grid
+
+
+def grid_table(raw: Any, where: str) -> dict[str, tuple[Option, ...]]:
+    """Lists of values by key; options may be a table of their own or come as "options.x" keys.
+
+    Raises:
+        ValueError: not a table, or a value that is not a list of at least one.
+    """
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("options", {}), Mapping):
+        raise ValueError(f"{where} must be a table, got {raw!r}")
+    flat = {key: values for key, values in raw.items() if key != "options"}
+    flat |= {f"options.{key}": values for key, values in raw.get("options", {}).items()}
+    for key, values in flat.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}: {key} must be a list of at least one value, got {values!r}")
+    return {key: tuple(values) for key, values in flat.items()}
 
 
 def candidates(

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_contrastive._outside import find
 
 REPLAY_LOADER = "replay_loader"  # how Avalanche's strategies and plugins call a replay loader of their own
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -92,6 +96,67 @@ class TaskAccuracy(PluginMetric[float]):
 
     def __str__(self) -> str:
         return "TaskAcc_Exp"
+
+
+class OwnMetric(PluginMetric[float]):
+    """A figure of your own from the logits and classes of an evaluation, of each experience and of the whole stream.
+
+    Named ``Own FUNCTION_Exp/.../ExpNNN`` and ``Own FUNCTION_Stream/...``.
+
+    Args:
+        name: "module:function"; the function takes logits (N, K) and classes (N,) and returns a number.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.figure = name, find(name)
+        self.whole: list[list[tuple[Tensor, Tensor]]] = []  # batches of logits and classes, by experience
+
+    def reset(self) -> None:
+        """Forget the last evaluation."""
+        self.whole = []
+
+    def result(self) -> float | None:
+        """Of all that has been seen; None before any image."""
+        return self._of([batch for batches in self.whole for batch in batches])
+
+    def before_eval(self, strategy: Any) -> None:
+        """Begin anew."""
+        self.reset()
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Begin an experience."""
+        self.whole.append([])
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Keep the batch's logits and classes."""
+        self.whole[-1].append((strategy.mb_output.detach().cpu(), strategy.mb_y.cpu()))
+
+    def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
+        """Emit the figure of the experience."""
+        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
+        return [MetricValue(self, name, self._of(self.whole[-1]), strategy.clock.train_iterations)]
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Emit the figure of the stream."""
+        name = f"Own {self.name.partition(':')[2]}_Stream/eval_phase/test_stream"
+        value = self.result()
+        self.reset()
+        return [MetricValue(self, name, value, strategy.clock.train_iterations)]
+
+    def _of(self, batches: list[tuple[Tensor, Tensor]]) -> float | None:
+        if not batches:
+            return None
+        width = max(logits.shape[1] for logits, _ in batches)  # a head may grow within an evaluation
+        logits = torch.cat([F.pad(part, (0, width - part.shape[1]), value=-1000.0) for part, _ in batches])
+        value = self.figure(logits, torch.cat([y for _, y in batches]))
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metric {self.name} must return a number, got {type(value).__name__}") from error
+
+    def __str__(self) -> str:
+        return f"Own {self.name.partition(':')[2]}_Exp"
 
 
 class ReportProgress(SupervisedPlugin):
