@@ -54,8 +54,8 @@ class _Pass:
 class _Record:
     """What the hooks note, pass by pass.
 
-    Its methods are the hooks, instead of closures, since a plugin may copy the model while it is listened to: the hooks
-    of a deep copy note in a record of their own.
+    The hooks are its methods and not closures: a plugin may copy the model while the hooks are on it, and the hooks of
+    a deep copy must not write into the record of the original.
     """
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
@@ -71,7 +71,7 @@ class _Record:
         self.now.tasks = args[1] if len(args) > 1 else kwargs.get("task_labels")
 
     def note_classifier(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Note what entered a classifier layer, unless it gives no logits (B, K): hidden layers may be large."""
+        """Note what entered a classifier layer. Outputs that are not (B, K) are hidden layers, which may be large."""
         is_head = isinstance(layer, _HEADS)
         if is_head or output.ndim == 2:
             given = args[0] if args else next(iter(kwargs.values()))
@@ -137,8 +137,8 @@ class FeatureCapture:
             self._hooks.append(plain.register_forward_pre_hook(record.begin, with_kwargs=True))
         self._hooks.append(plain.register_forward_hook(record.end))
         if compiled(model):
-            # Compiled code has the hooks of the call that it was compiled for; torch does not look whether others came
-            # since. So the model runs as it was written until the pass ends, well or badly.
+            # Compiled code runs the hooks that were there when it was compiled, and torch does not look for new ones.
+            # So the model runs uncompiled until this pass ends or fails.
             self._eager = eager = ExitStack()
             eager.enter_context(torch.compiler.set_stance("force_eager"))
             self._hooks.append(model.register_forward_hook(lambda *_: eager.close(), always_call=True))
@@ -294,8 +294,8 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
     if any(call.taken is not calls[0].taken for call in calls) and len({call.layer for call in calls}) > 1:
         names = sorted({call.layer for call in calls})
         raise ValueError(
-            f"the logits may be made by any of the classifier layers {names}, so that it is open which one's input is "
-            f"the feature. {_NAME_IT}"
+            f"the logits may be made by any of the classifier layers {names}, so it is not clear whose input is the "
+            f"feature. {_NAME_IT}"
         )
     return calls
 

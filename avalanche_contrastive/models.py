@@ -1,4 +1,4 @@
-"""The models of Co2L (encoder, projector and read-out), and a classifier whose weights stand still."""
+"""The models of Co2L (encoder, projector and read-out), and a classifier with fixed weights."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ class ContrastiveModel(nn.Module):
         feature_size: width of the encoder's output.
         projection_size: width of the projection (the paper's 128).
         hidden_size: width of the projection head's hidden layer; None: feature_size, as the authors'.
-        num_classes: width K of the logits, the largest class id of all streams + 1. None: the stream says it when
-            training or evaluation begins; weighted criteria, averaged copies of the model and whatever else is made
-            before that need the number.
+        num_classes: width K of the logits, the largest class id of all streams + 1. None: it is read from the stream
+            when training or evaluation begins. What is made before that needs the number: averaged copies of the
+            model, for example.
         normalize: divide projections by their length, as in the paper; the authors' code for R-MNIST does not.
         sample_ndim: axes of one input without batch and view axes; None means vectors or images: a batch of 2 or 4
             axes has no views, one of 3 or 5 has. Set it for anything else (2 for sequences (T, F)).
@@ -175,21 +175,21 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
 
 
 class SimplexClassifier(nn.Module):
-    """A classifier that is never trained: its weights are the corners of a regular simplex, as far apart as can be.
+    """A classifier with fixed weights: the corners of a regular simplex, which are as far apart as possible.
 
-    What an encoder learns under it stays where it is: a class has its direction before it comes, and keeps it
-    (Pernici, Bruni, Baecchi and Del Bimbo 2021, arXiv:2103.04741; stationary representations, CVPR 2024). With all
-    classes to come allocated from the start, features of old models and new ones are compatible. It goes into any
-    model: ``nn.Sequential(encoder, nn.Linear(D, K - 1), SimplexClassifier(K))``.
+    Each class has its direction from the start, also a class that is learned later, so that the features of old and
+    new models stay comparable (Pernici, Bruni, Baecchi and Del Bimbo 2021, arXiv:2103.04741; stationary
+    representations, CVPR 2024). It can be used in any model, such as
+    ``nn.Sequential(encoder, nn.Linear(D, K - 1), SimplexClassifier(K))``.
 
-    Of K corners in K - 1 dimensions each has unit length, and any two have the inner product -1 / (K - 1).
+    Each of the K corners has unit length, and any two of them have the inner product -1 / (K - 1).
 
     Attributes:
         weight: (K, K - 1), a buffer: no optimiser moves it.
         feature_size: K - 1, the width of the features that it takes.
 
     Args:
-        num_classes: K >= 2, those to come included.
+        num_classes: K >= 2, including the classes that are learned later.
     """
 
     weight: Tensor
@@ -213,7 +213,7 @@ class SimplexClassifier(nn.Module):
 def simplex(corners: int) -> Tensor:
     """The corners of a regular simplex, centred and of unit length, (K, K - 1) float64.
 
-    The unit vectors and a (1, ..., 1) with a = (1 - sqrt(1 + n)) / n, n = K - 1, are all equally far apart.
+    The n = K - 1 unit vectors and the vector a (1, ..., 1), a = (1 - sqrt(1 + n)) / n, are all at the same distance.
     """
     n = corners - 1
     last = torch.full((1, n), (1 - (1 + n) ** 0.5) / n, dtype=torch.float64)

@@ -73,8 +73,8 @@ class ReadOut(DynamicModule):
         if smallest < 0 or largest >= MOST_CLASSES:
             wrong = smallest if smallest < 0 else largest
             raise ValueError(
-                f"ReadOut: class ids number the columns of a classifier, 0, 1, 2 and so on, got the id {wrong}. Number "
-                "the classes anew, for instance by the target_transform of the data set."
+                f"ReadOut: class ids number the columns of a classifier, 0, 1, 2 and so on, got the id {wrong}. Give "
+                "the classes such ids, for instance by the target_transform of the data set."
             )
         self.widen(largest + 1)
 
@@ -295,8 +295,8 @@ def fit_linear(
     state. Computes in float32, or in float64 if the features are.
 
     Args:
-        features: (N, D), or a function that gives them anew for each epoch 0, 1, 2, ..., such as those of other
-            augmentations of the same images.
+        features: (N, D), or a function of the epoch (0, 1, 2, ...) that gives them, such as the features of the same
+            images under new augmentations.
         y: class ids, (N,) integers.
         balance: the group of each image, (N,) integers: each group is drawn equally often. None: the class. The
             authors' R-MNIST code balances domains; ``tasks.pair_codes`` gives pairs of domain and class.

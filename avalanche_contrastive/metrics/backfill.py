@@ -1,4 +1,4 @@
-"""Embedding a stored gallery anew, part by part: what a share of the work is worth."""
+"""Embedding a stored gallery again, part by part: how much each part improves the search."""
 
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ __all__ = ["BackfillCurve", "backfill_curve"]
 
 
 class BackfillCurve(NamedTuple):
-    """The score of a gallery against the share of it that has been embedded anew.
+    """The score of a gallery against the share of it that has been embedded again.
 
     Attributes:
         share: in [0, 1], (S,) float64.
@@ -44,7 +44,7 @@ def backfill_curve(
     pairs: int = 6000,
     seed: int = 0,
 ) -> BackfillCurve:
-    """How the score rises while a stored gallery is embedded anew, image by image.
+    """How the score rises while a stored gallery is embedded again, image by image.
 
     Args:
         queries: features by the new model, (N, D).
@@ -55,8 +55,8 @@ def backfill_curve(
         score: see ``compatibility_matrix``.
         order: which images come first: "random"; "oldest", by ``age``; "drift", those that have moved most.
         age: when each was stored, such as the number of the experience, (G,); lower is older.
-        drift: how far each has moved, (G,), estimated without embedding it anew, such as by its class or age. None: the
-            angle between stored and renewed, which nobody knows beforehand: the best that such an order could do.
+        drift: how far each has moved, (G,), as estimated before it is embedded again, from its class or age, say. None:
+            the angle between stored and renewed. It is known only afterwards: an upper end for orders by drift.
         steps: S - 1 parts of equal size.
         same_images, pairs: see ``compatibility_matrix``.
         seed: of the random order, which also decides between images of one age or drift.

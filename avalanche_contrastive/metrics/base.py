@@ -145,7 +145,7 @@ class GatheringMetric(PluginMetric[dict[str, Any]], ABC):
         return self._measured("stream", self._rows)
 
     def before_training(self, strategy: Any) -> None:
-        """Start anew with a strategy that starts anew."""
+        """Forget what was kept of an earlier strategy, if this one is new."""
         self.ledger.begin(strategy)
 
     def before_training_exp(self, strategy: Any) -> None:
@@ -153,7 +153,7 @@ class GatheringMetric(PluginMetric[dict[str, Any]], ABC):
         self.ledger.note(strategy)
 
     def before_eval(self, strategy: Any) -> None:
-        """Start anew."""
+        """Forget the last evaluation."""
         self.reset()
 
     def before_eval_exp(self, strategy: Any) -> None:
@@ -176,7 +176,7 @@ class GatheringMetric(PluginMetric[dict[str, Any]], ABC):
         return self._emitted(strategy, "experience", self._rows[self._first :])
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
-        """Emit the other levels, and let go of everything."""
+        """Emit the other levels, and forget everything."""
         levels = [level for level in self.levels if level != "experience"]
         values = [value for level in levels for value in self._emitted(strategy, level, self._rows)]
         self.reset()
@@ -238,7 +238,7 @@ class FeatureMetric(GatheringMetric):
             self.source.release()
 
     def before_training(self, strategy: Any) -> None:
-        """Start anew with a strategy that starts anew."""
+        """Forget what was kept of an earlier strategy, if this one is new."""
         super().before_training(strategy)
         if self.source is not None:
             self.source.begin(strategy)

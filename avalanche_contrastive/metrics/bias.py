@@ -130,8 +130,8 @@ def task_confusion(predicted: Tensor, y: Tensor, groups: Tensor) -> Tensor:
 class BiasMetric(GatheringMetric):
     """Score bias and task confusion of any classifier, on the evaluated images of classes trained so far.
 
-    The newest classes are those of the latest experience that brought any; there is no value before two experiences
-    have, since then there is nothing to confuse.
+    The newest classes are those of the latest experience that had new ones. There is no value before the second such
+    experience.
 
     Args:
         levels: "experience" and "seen", see ``bias_metrics``.

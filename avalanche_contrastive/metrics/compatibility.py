@@ -1,10 +1,10 @@
-"""Compatible representations: what a gallery that an old model has embedded is worth under a new model.
+"""Compatible representations: can queries of a new model search a gallery that an old model has embedded?
 
 A gallery of features is stored while the model goes on learning. ``C[t, k]`` is the score of queries that the model
-after experience t embeds, searching the gallery as the model after experience k has left it, k <= t; ``C[k, k]``, the
-self-test, is the score that the gallery had when it was new. Where new queries fare as well in the old gallery, nothing
-has to be embedded anew. Definitions are those of CL2R (Biondi, Pernici, Bruni, Mugnai and Del Bimbo, TOMM 2023) and,
-where two public codes differ, both are given.
+after experience t embeds, in the gallery as the model after experience k <= t has embedded it. ``C[k, k]``, the
+self-test, is the score that the gallery had when it was stored. Where new queries score as well in the old gallery, it
+need not be embedded again. Definitions are those of CL2R (Biondi, Pernici, Bruni, Mugnai and Del Bimbo, TOMM 2023);
+where the two public codes differ, both are given.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def compatibility_matrix(
     return matrix
 
 
-# ---- what a matrix says
+# ---- summaries of a matrix
 
 
 def average_compatibility(
@@ -135,7 +135,7 @@ def backward_compatibility(matrix: Tensor | Sequence[Sequence[float]]) -> float:
 
 
 def forward_compatibility(matrix: Tensor | Sequence[Sequence[float]]) -> float:
-    """FC: mean over the models i >= 2 of C[i, i - 1] - C[i, i], what the gallery before gives up against a renewed one.
+    """FC: mean over the models i >= 2 of C[i, i - 1] - C[i, i], the previous gallery against a new one.
 
     Argument and errors are those of ``average_compatibility``; nan for T = 1.
     """
@@ -153,7 +153,7 @@ def average_multimodel_accuracy(matrix: Tensor | Sequence[Sequence[float]]) -> f
 
 
 def update_gain(matrix: Tensor | Sequence[Sequence[float]]) -> Tensor:
-    """What it would bring to embed each stored gallery k anew with the last model: C[T, T] - C[T, k].
+    """How much the score would rise if gallery k were embedded again with the last model: C[T, T] - C[T, k].
 
     Argument and errors are those of ``average_compatibility``.
 
@@ -184,8 +184,8 @@ def _below(c: Tensor, diagonal: int = -1) -> Tensor:
 class CompatibilityMetric(PluginMetric[dict[str, Any]]):
     """Stores a gallery's features after each experience, and searches all stored ones with the current model's queries.
 
-    Nothing but features, labels and numbers is held: no model. An experience that comes in pieces (an online stream)
-    has one gallery, of its end; an experience that is trained again at once, too.
+    It holds features, labels and numbers, and no model. All pieces of an online stream's experience have one gallery,
+    stored at its end; an experience that is trained twice in a row has one, too.
 
     Attributes:
         galleries: features (G, D_k) as stored after each experience, on the processor.
@@ -241,7 +241,7 @@ class CompatibilityMetric(PluginMetric[dict[str, Any]]):
         return matrix
 
     def result(self) -> dict[str, Any]:
-        """The matrix and what it says, by name; what there is none of yet is left out."""
+        """The matrix and its summaries by name, without those that need more experiences."""
         if not self.rows:
             return {}
         c = self.matrix
@@ -258,19 +258,19 @@ class CompatibilityMetric(PluginMetric[dict[str, Any]]):
 
     @property
     def where(self) -> str:
-        """What the names of values say of score and images."""
+        """Score and data, for the names of values."""
         of = "" if self.scored.same_images else f"of_{self.query.name}_"
         return f"{self.scored.score}_{of}in_{self.gallery.name}"
 
     def before_training(self, strategy: Any) -> None:
-        """Start anew with a strategy that starts anew."""
+        """Forget what was kept of an earlier strategy, if this one is new."""
         if strategy.clock.train_exp_counter == 0:
             self.reset()
         self.query.begin(strategy)
         self.gallery.begin(strategy)
 
     def before_train_dataset_adaptation(self, strategy: Any) -> list[MetricValue]:
-        """Store the gallery of an experience whose last piece is over."""
+        """Store the gallery of the previous experience, if it had pieces: Avalanche does not mark each last one."""
         return self._store(strategy) if self._due not in (None, _number(strategy)) else []
 
     def before_training_exp(self, strategy: Any) -> None:
@@ -335,10 +335,10 @@ def compatibility_metrics(
     After each training experience the gallery is embedded by the model as it is and its features are stored, and the
     queries, embedded by the same model, search all galleries stored so far. Values are named by score and data, such as
     ``Compatibility_recall@1_in_test_exp0-4/train_phase/...``, the matrix C (``MatrixValue``), or, with a gallery,
-    ``..._recall@1_of_test_exp0-4_in_train_exp0-4/...``; ``SelfTest_...`` is C[t, t]; and what C says are
+    ``..._recall@1_of_test_exp0-4_in_train_exp0-4/...``; ``SelfTest_...`` is C[t, t]; and its summaries
     ``AverageCompatibility_...``, ``BackwardCompatibility_...``, ``ForwardCompatibility_...``,
     ``AverageMultimodelAccuracy_...`` and ``UpdateGain_...`` (mean over the old galleries). Neither training nor the
-    model is touched. The test is hardest, and nearest to use, with images of classes that are never trained on.
+    model is touched. Images of classes that are never trained on are the hardest test, and the nearest to real use.
 
     Args:
         query: images that search, see ``Source``: experiences, a dataset, or a stream.

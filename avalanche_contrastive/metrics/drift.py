@@ -170,7 +170,7 @@ class DriftMetric(FeatureMetric):
         return self.previous is not None
 
     def before_training(self, strategy: Any) -> None:
-        """Start anew with a strategy that starts anew."""
+        """Forget what was kept of an earlier strategy, if this one is new."""
         super().before_training(strategy)
         if strategy.clock.train_exp_counter == 0:
             self.previous = self._experience = None
@@ -233,7 +233,7 @@ def drift_metrics(
         experience: one value per evaluated experience, of whatever classes.
         stream: one value for all evaluated experiences together.
         old: one value for the images, in all evaluated experiences together, of classes trained before the latest
-            experience that brought any.
+            experience that had new ones.
         layer: name of the layer whose output is the feature; None: see ``FeatureCapture``.
         temperature, teacher_temperature: of ``relation_drift``.
 

@@ -61,8 +61,8 @@ def recall_at_k(
     Ties are equal bit for bit: copies of an image, not similarities that are merely close. By default a positive that
     ties with negatives comes before them, as in the CSD authors' code (arXiv:2205.05476, section 5). faiss's
     ``IndexFlatL2`` and pytorch-metric-learning put the lower gallery index first instead; ``ties="index"`` is that.
-    The two agree wherever no positive ties with a negative at the edge of the k. (``IndexFlatIP`` orders ties by the
-    state of its heap, which is no rule that one could follow.)
+    The two agree wherever no positive ties with a negative at the edge of the k. (``IndexFlatIP`` has no fixed rule:
+    its order of ties depends on the state of its heap.)
 
     Beware of features that have collapsed to a point, as those of a network whose units have died: all images tie, and
     by the default rule all are found. ``ties="mean"`` gives a tie what a random order of the tied images would give on

@@ -102,15 +102,22 @@ class Search:
         columns = starts[:, None] + offset * within  # padding repeats the first column
         return columns, within if self.own_column is None else within & (columns != self.own_column[rows, None])
 
+    def _without_positives(self, rows: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarities of the positives (B, M), which of these are not padding, and the largest (B, 1).
+
+        In ``similarity`` only the negatives keep theirs.
+        """
+        columns, is_positive = self._positives(rows)
+        positives = similarity.gather(1, columns).masked_fill_(~is_positive, -torch.inf)
+        similarity.scatter_(1, columns, -torch.inf)  # the positives and the query itself
+        return positives, is_positive, positives.amax(dim=1, keepdim=True)
+
     def _positives_first(self, rows: Tensor, similarity: Tensor, k: int, at_r: bool) -> tuple[Tensor, Tensor]:
         """Negatives before the nearest positive (exact up to k), and average precision at R; both (B,).
 
         The similarities are used up: masked and reordered in place.
         """
-        columns, is_positive = self._positives(rows)
-        positives = similarity.gather(1, columns).masked_fill_(~is_positive, -torch.inf)
-        similarity.scatter_(1, columns, -torch.inf)  # the positives and the query itself; negatives stay
-        nearest = positives.amax(dim=1, keepdim=True)
+        positives, is_positive, nearest = self._without_positives(rows, similarity)
         if not at_r:
             # Ones and zeros in the similarities' own memory: three times as fast as a boolean matrix and its sum.
             ahead = torch.gt(similarity, nearest, out=similarity).sum(dim=1)
@@ -129,10 +136,7 @@ class Search:
 
         The similarities are used up.
         """
-        columns, is_positive = self._positives(rows)
-        positives = similarity.gather(1, columns).masked_fill_(~is_positive, -torch.inf)
-        similarity.scatter_(1, columns, -torch.inf)
-        nearest = positives.amax(dim=1, keepdim=True)
+        positives, _, nearest = self._without_positives(rows, similarity)
         reached = torch.ge(similarity, nearest, out=torch.empty_like(similarity)).sum(dim=1)
         ahead = torch.gt(similarity, nearest, out=similarity).sum(dim=1)
         negatives = reached - ahead
@@ -147,7 +151,7 @@ class Search:
         return torch.stack(chances, dim=1) if chances else similarity.new_zeros(len(rows), 0)
 
     def _in_index_order(self, rows: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where ties go by the lower gallery index: a whole sort, for comparison with faiss."""
+        """The same where the lower gallery index comes first in a tie: a whole sort, for comparison with faiss."""
         columns, is_positive = self._positives(rows)
         if self.own_column is not None:
             similarity.scatter_(1, self.own_column[rows, None], -torch.inf)

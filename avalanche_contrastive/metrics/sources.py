@@ -29,7 +29,7 @@ class Source:
         name: what the names of values say of it; None: made from the data ("seen", "train_exp0-4", or the function's).
 
     Raises:
-        ValueError: data of none of these kinds, or a name that is no name; a lambda without one.
+        ValueError: data of another kind or without an image, an empty name or one with a '/', a lambda without a name.
     """
 
     def __init__(self, data: Data, name: str | None = None) -> None:

@@ -94,9 +94,9 @@ def _reduced(values: Tensor, reduction: str) -> float | Tensor:
 class ForgettingMetric:
     """Forgetting and backward transfer of what another metric emits per evaluated experience.
 
-    The other metric lives inside this one, which stands for it in Avalanche's evaluator: it hands on each call of a
-    hook and reads the values. (No ``PluginMetric``, whose empty hooks would stand in the way.) A row of the matrix
-    is what was evaluated last before the next experience's training starts; an experience that is trained again, or
+    The other metric is part of this one, which takes its place in Avalanche's evaluator, calls it at each hook and
+    reads its values. (It does not inherit the empty hooks of ``PluginMetric``.) A row of the matrix is what was
+    evaluated last before the next experience's training starts; an experience that is trained again, or
     comes in pieces (an online stream), starts no new row. Evaluated streams (validation, test) are kept apart.
 
     Attributes:
@@ -143,7 +143,7 @@ class ForgettingMetric:
         return {name: value for name, value in means.items() if value == value}
 
     def before_training(self, strategy: Any) -> Any:
-        """Start anew with a strategy that starts anew."""
+        """Forget what was kept of an earlier strategy, if this one is new."""
         if strategy.clock.train_exp_counter == 0:
             self.trained, self.matrices = [], {}
         return self._passed(self.metric.before_training(strategy))
@@ -197,7 +197,7 @@ class ForgettingMetric:
     def __getattr__(self, name: str) -> Callable[[Any], list[MetricValue]]:
         if not name.startswith(("before_", "after_")):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        hook = getattr(self.metric, name)  # every other hook is the other metric's
+        hook = getattr(self.metric, name)  # a hook that is not defined above
         return lambda strategy: self._passed(hook(strategy))
 
     def __str__(self) -> str:
@@ -232,7 +232,7 @@ def with_forgetting(
         stream: their mean.
 
     Raises:
-        ValueError: something that is no plugin metric, or no level.
+        ValueError: anything but a plugin metric, or no level.
     """
     return [ForgettingMetric(metric, experience=experience, stream=stream, keep=True) for metric in metrics]
 

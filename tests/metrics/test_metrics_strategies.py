@@ -8,13 +8,14 @@ import types
 import dill
 import pytest
 import torch
+from avalanche.benchmarks import class_incremental_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from avalanche.models import NCMClassifier, SCRModel, TrainEvalModel
 from avalanche.training.losses import SCRLoss
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import SCR, Cumulative, ICaRL, LwF, Naive, Replay
-from helpers.streams import ORDER, make_benchmark, make_encoder
+from helpers.streams import ORDER, Images, digits, make_benchmark, make_encoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -26,6 +27,7 @@ from avalanche_contrastive.metrics import (
     ReadOutMetric,
     RetrievalMetric,
     bias_metrics,
+    compatibility_metrics,
     drift_metrics,
     fit_readout,
     map_at_r,
@@ -141,6 +143,106 @@ def test_any_strategy(name):
     assert results["5NN_on_seen_Acc_Seen/eval_phase/test_stream"] == pytest.approx(expected)
     assert 0 <= results["LinearCKA_Old/eval_phase/test_stream"] <= 1
     assert results["TaskConfusion_Seen/eval_phase/test_stream"].matrix.sum() == seen.sum()
+
+
+class OfPackages(Naive):
+    """Samples and outputs of its own, handled as Avalanche allows."""
+
+    def _unpack_minibatch(self):
+        x, y, *rest = self.mbatch
+        self.mbatch = [{name: part.to(self.device) for name, part in x.items()}, y.to(self.device), *rest]
+
+    def forward(self):
+        return self.model(self.mb_x)[self.wanted]
+
+
+class Packaged(nn.Module):
+    """Gives the logits of a main head and, last, those of an auxiliary one."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.encoder, self.head, self.aux, self.pack = make_encoder(), nn.Linear(16, 10), nn.Linear(8, 10), pack
+
+    def forward(self, x):
+        features = self.encoder(x["image"] * x["scale"].view(-1, 1, 1, 1))
+        return self.pack(self.head(features), self.aux(features[:, :8]))
+
+
+PACKS = {
+    "dictionary": (lambda main, aux: {"aux": aux, "logits": main}, "logits"),
+    "tuple": (lambda main, aux: (main, aux), 0),
+    "list": (lambda main, aux: [aux, main], 1),
+}
+
+
+def packaged(x):
+    return {"image": x, "scale": torch.tensor(1.5)}
+
+
+@pytest.mark.parametrize(("pack", "wanted"), PACKS.values(), ids=PACKS.keys())
+def test_samples_and_outputs_of_several_parts(pack, wanted):
+    data = {name: Images(*part, packaged) for name, part in zip(("train", "test"), digits(8), strict=True)}
+    benchmark = class_incremental_benchmark(data, num_experiences=5, class_order=ORDER)
+    model = Packaged(pack)
+    strategy = OfPackages(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
+        train_mb_size=16,
+        eval_mb_size=32,
+        evaluator=EvaluationPlugin(*all_metrics(), *compatibility_metrics(query=benchmark.test_stream), loggers=[]),
+    )
+    strategy.wanted = wanted
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience, eval_streams=[])
+    results = strategy.eval(benchmark.test_stream)
+
+    def features_of(stream):
+        rows = [e.dataset.eval()[i][:2] for e in stream for i in range(len(e.dataset))]
+        with torch.no_grad():
+            x = torch.stack([row[0]["image"] for row in rows])
+            return model.encoder.eval()(1.5 * x), torch.tensor([row[1] for row in rows])
+
+    features, y = features_of(benchmark.test_stream)
+    assert results["Recall@3_Stream/eval_phase/test_stream"] == pytest.approx(recall_at_k(features, y, 3))
+    found = (fit_readout(*features_of(benchmark.train_stream[:2]), "knn")(features) == y).double().mean().item()
+    assert results["5NN_on_seen_Acc_Stream/eval_phase/test_stream"] == pytest.approx(found)
+    assert results["SelfTest_recall@1_in_test_exp0-4/train_phase/train_stream"] == recall_at_k(features, y)
+    assert "LinearCKA_Old/eval_phase/test_stream" in results
+    assert "LogitGap_Seen/eval_phase/test_stream" in results
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    """Small data sets come with labels of a byte (MedMNIST)."""
+
+    class Narrow(OfPackages):
+        def _unpack_minibatch(self):
+            super()._unpack_minibatch()
+            self.mbatch[1] = self.mbatch[1].to(dtype)
+
+        def criterion(self):
+            return self._criterion(self.mb_output, self.mb_y.long())
+
+    values = []
+    for kind in (OfPackages, Narrow):
+        torch.manual_seed(0)
+        data = {name: Images(*part, packaged) for name, part in zip(("train", "test"), digits(8), strict=True)}
+        benchmark, model = (
+            class_incremental_benchmark(data, num_experiences=5, class_order=ORDER),
+            Packaged(PACKS["tuple"][0]),
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        strategy = kind(model=model, optimizer=optimizer, train_mb_size=16, eval_mb_size=32,
+                        evaluator=EvaluationPlugin(*all_metrics(), loggers=[]))  # fmt: skip
+        strategy.wanted = 0
+        for experience in benchmark.train_stream[:2]:
+            strategy.train(experience, eval_streams=[])
+        values.append(strategy.eval(benchmark.test_stream))
+    for name, value in values[0].items():
+        if isinstance(value, MatrixValue):
+            assert torch.equal(value.matrix, values[1][name].matrix)
+        else:
+            assert values[1][name] == pytest.approx(value, nan_ok=True), name
 
 
 @pytest.mark.parametrize("eval_every", [-1, 0, 1])
