@@ -78,7 +78,7 @@ def test_a_size_is_refused_where_it_means_nothing(tmp_path):
     )
     with pytest.raises(ValueError, match="image_size is for folders of images; the images of a"):
         load_own(str(tmp_path / "a.npz"), 8)
-    with pytest.raises(ValueError, match="split_digits: image_size is for folders of your own images"):
+    with pytest.raises(ValueError, match="digits: image_size is for folders of your own images"):
         make_stream("split_digits", 0, image_size=8)
 
 

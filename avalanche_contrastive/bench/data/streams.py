@@ -99,11 +99,8 @@ def make_stream(
         raise ValueError(f"{name}: scenario must be one of {', '.join(kind.scenarios)}; got {scenario!r}.")
     if min(experiences, base_classes, train_images, test_images) < 0:
         raise ValueError(f"{name}: experiences, base_classes, train_images and test_images must not be negative.")
-    for key, value in {"base_classes": base_classes, "class_order": class_order}.items():
-        if value and scenario == "domain":
-            raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
-    if image_size and kind.source != "own":
-        raise ValueError(f"{name}: image_size is for folders of your own images.")
+    if scenario == "domain":
+        _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     install()
     loaded = _load(kind, data, validation, image_size)
     if kind.rotated:
@@ -115,6 +112,12 @@ def make_stream(
     sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), base_classes)
     order, words = _order(class_order, classes, seed)
     return _classes(loaded, order, sizes, words, task_labels=scenario == "task")
+
+
+def _refuse_classes(name: str, **given: Any) -> None:
+    for key, value in given.items():
+        if value:
+            raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
 
 
 def default_experiences(classes: int) -> int:
@@ -205,6 +208,8 @@ def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[i
 
 
 def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Loaded:
+    if image_size and kind.source != "own":
+        raise ValueError(f"{kind.title}: image_size is for folders of your own images.")
     arrays = (
         _own(data, image_size) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
     )

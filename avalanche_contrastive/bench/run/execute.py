@@ -79,11 +79,8 @@ def execute(
         "config": config.as_dict(),
         "seed": seed,
         "evaluated_on": "validation" if validation else "test",
-        "stream": stream.description,
-        "class_order": stream.class_order,
-        "experience_classes": stream.experience_classes,
-        "class_names": list(stream.class_names),
-        **({"angles": stream.angles, "evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
+        **_facts(stream),
+        **({"evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
         "readout": built.readout,
         **summary(found, stream.counts),
         **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
@@ -92,6 +89,17 @@ def execute(
         "device": describe_device(place),
         **_together(cost),
         "versions": versions(),
+    }
+
+
+def _facts(stream: Stream) -> dict[str, Any]:
+    """What a result says of its stream."""
+    return {
+        "stream": stream.description,
+        "class_order": stream.class_order,
+        "experience_classes": stream.experience_classes,
+        "class_names": list(stream.class_names),
+        **({"angles": stream.angles} if stream.angles else {}),
     }
 
 
