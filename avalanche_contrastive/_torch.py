@@ -1,20 +1,25 @@
 """What the package needs of torch beside its layers: modes, random state, wrappers, compiled models."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from avalanche.training.determinism.rng_manager import RNGManager
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "compiled",
     "compiled_in_place",
+    "digest",
+    "map_tensors",
     "own_random_state",
     "own_seed",
     "preserved_modes",
     "still_statistics",
+    "tensors_in",
     "unwrapped",
 ]
 
@@ -53,6 +58,14 @@ def own_seed(*counters: int) -> int:
     return seed % 2**32
 
 
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A short text that differs where any bit of the tensors does."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, without the wrappers of data-parallel training or ``torch.compile``."""
     if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
@@ -83,3 +96,22 @@ def still_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for module in norms:
             module.track_running_stats = True
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """A tensor, or a dictionary, list or tuple of tensors, with each tensor replaced; anything else stays."""
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, Mapping):
+        return {key: map_tensors(function, value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        parts = [map_tensors(function, value) for value in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)  # a named tuple, or a plain one
+    return x
+
+
+def tensors_in(x: Any) -> list[Tensor]:
+    """The tensors of a tensor, or of a dictionary, list or tuple of tensors, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, x)  # type: ignore[func-returns-value]
+    return found

@@ -18,7 +18,7 @@ from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSched
 ROOT = Path(avalanche_contrastive.__file__).parent
 # Each floor imports from the floors before it, and within itself without a circle.
 FLOORS = [
-    {"_version", "_launch", "_files", "_rows", "_checks", "_torch", "losses"},
+    {"_version", "_launch", "_files", "_loaders", "_rows", "_checks", "_torch", "losses"},
     {"data", "models", "readout", "features", "teacher", "tasks"},
     {"plugins", "metrics"},
     {"strategies", "checkpoint", "parallel", "plots", "__init__"},
