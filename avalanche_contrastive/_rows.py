@@ -1,13 +1,12 @@
 """Which rows of a batch a process has: all of them, unless a plugin shares each batch between several processes."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["BatchRows", "SharesBatches", "WholeBatch", "check_shared", "rows_of"]
+__all__ = ["BatchRows", "SharesBatches", "check_shared", "sharing_plugin"]
 
 Batch = TypeVar("Batch", Tensor, list[int])
 
@@ -24,31 +23,8 @@ class BatchRows(Protocol):
     def whole_batch(self, batch: Sequence[Tensor], /) -> list[Tensor]:
         """`whole` of several tensors, without gradients."""
 
-    def shared_statistics(self, model: nn.Module, /) -> AbstractContextManager[None]:
-        """Let batch norm use the whole batch while the model runs on the rows of this process."""
-
-
-class WholeBatch:
-    """All rows are here: nothing has to be done."""
-
-    def own(self, x: Batch) -> Batch:
-        """All rows."""
-        return x
-
-    def whole(self, x: Tensor) -> Tensor:
-        """The rows are the whole batch."""
-        return x
-
-    def whole_batch(self, batch: Sequence[Tensor]) -> list[Tensor]:
-        """The rows are the whole batch."""
-        return list(batch)
-
-    def shared_statistics(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Batch norm sees the whole batch anyway."""
-        return nullcontext()
-
-
-WHOLE_BATCH = WholeBatch()
+    def run(self, strategy: Any, /) -> Tensor:
+        """The output of the strategy's forward pass for the whole batch, of which each process runs its rows."""
 
 
 class SharesBatches:
@@ -61,12 +37,9 @@ class SharesBatches:
     rows: BatchRows | None = None
 
 
-def rows_of(strategy: Any) -> BatchRows:
-    """How the rows of the strategy's current batch lie on the processes."""
-    for plugin in strategy.plugins:
-        if isinstance(plugin, SharesBatches) and plugin.rows is not None:
-            return plugin.rows
-    return WHOLE_BATCH
+def sharing_plugin(strategy: Any) -> SharesBatches | None:
+    """The strategy's plugin that shares the batches between processes; None where every process has all rows."""
+    return next((plugin for plugin in strategy.plugins if isinstance(plugin, SharesBatches)), None)
 
 
 def check_shared(strategy: Any, name: str) -> None:
@@ -76,7 +49,7 @@ def check_shared(strategy: Any, name: str) -> None:
         ValueError: several processes, and a strategy without a plugin that shares the batches.
     """
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if processes > 1 and not any(isinstance(plugin, SharesBatches) for plugin in strategy.plugins):
+    if processes > 1 and sharing_plugin(strategy) is None:
         raise ValueError(
             f"{name}: {processes} processes are joined (torch.distributed), but the strategy has no DataParallel "
             "plugin: each would train a model of its own, and Avalanche would give each a part of some loaders. Add "

@@ -16,7 +16,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, MethodPlugin, SSILPlugin
-from avalanche_contrastive.plugins.guards import check_template
+from avalanche_contrastive.plugins.partners import check_strategy
 
 __all__ = ["CSD", "SSIL", "Co2L"]
 
@@ -33,7 +33,7 @@ class _MethodStrategy(SupervisedTemplate):
     def __init__(self, *, method: MethodPlugin, criterion: Any, plugins: Sequence[Any] | None, **template: Any) -> None:
         if criterion is None:
             criterion = nn.CrossEntropyLoss()
-        check_template(type(self).__name__, criterion=criterion, plugins=plugins, **template)
+        check_strategy(type(self).__name__, criterion=criterion, plugins=plugins, **template)
         super().__init__(criterion=criterion, plugins=[method, *(plugins or [])], **template)
         self.method = method
 

@@ -6,9 +6,7 @@ from typing import Literal
 from avalanche.models import FeatureExtractorBackbone, SCRModel, TrainEvalModel
 from torch import Tensor, nn
 
-from avalanche_contrastive._torch import (
-    unwrapped,
-)
+from avalanche_contrastive._torch import unwrapped
 
 __all__ = ["frozen_copy"]
 
@@ -39,6 +37,7 @@ def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval
         for module in teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
+                module.track_running_stats = False  # nothing of a teacher moves
     return teacher
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from avalanche_contrastive._checks import check_flag
 from avalanche_contrastive.features import FeatureCapture
-from avalanche_contrastive.metrics.sources import Source, trained_classes
+from avalanche_contrastive.metrics.sources import Source
 from avalanche_contrastive.readout import check_rows
+from avalanche_contrastive.tasks import ClassLedger
 
-__all__ = ["ClassLedger", "FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels", "emitted"]
+__all__ = ["FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_levels", "emitted"]
 
 Level = Literal["experience", "stream", "seen", "old"]
 SUFFIX: dict[Level, str] = {"experience": "Exp", "stream": "Stream", "seen": "Seen", "old": "Old"}
@@ -30,45 +31,6 @@ def chosen_levels(name: str, **levels: bool) -> tuple[Level, ...]:
         more = "".join(f", and so is {other}" for other in others)
         raise ValueError(f"{name}: {first} and {second} are both False{more}, so there is nothing to measure.")
     return chosen
-
-
-class ClassLedger:
-    """Class ids by the experience that brought them, as a metric sees them go by in training.
-
-    An experience that brings no class of its own has no entry.
-
-    Attributes:
-        groups: class ids, first experience first, each sorted.
-    """
-
-    def __init__(self) -> None:
-        self.groups: list[list[int]] = []
-
-    def begin(self, strategy: Any) -> None:
-        """Before training: a strategy that has trained on nothing starts a new ledger."""
-        if strategy.clock.train_exp_counter == 0:
-            self.groups = []
-
-    def note(self, strategy: Any) -> None:
-        """Enter the new classes of the experience that training starts on."""
-        new = sorted(trained_classes(strategy) - set(self.seen))
-        if new:
-            self.groups.append(new)
-
-    @property
-    def seen(self) -> list[int]:
-        """Classes of all experiences that training has started on."""
-        return [c for group in self.groups for c in group]
-
-    @property
-    def newest(self) -> list[int]:
-        """Classes of the latest experience that brought any."""
-        return self.groups[-1] if self.groups else []
-
-    @property
-    def old(self) -> list[int]:
-        """Seen, but not newest."""
-        return [c for group in self.groups[:-1] for c in group]
 
 
 def emitted(metric: Any, strategy: Any, name: str, value: Any, *, experience: bool) -> MetricValue:

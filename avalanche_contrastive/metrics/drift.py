@@ -14,7 +14,7 @@ from avalanche_contrastive._torch import own_random_state
 from avalanche_contrastive.features import FeatureCapture, own_forward
 from avalanche_contrastive.metrics.base import FeatureMetric, Level, chosen_levels
 from avalanche_contrastive.metrics.search import WORKING_SET, check_features, check_y
-from avalanche_contrastive.metrics.sources import whole
+from avalanche_contrastive.tasks import task_of
 from avalanche_contrastive.teacher import frozen_copy
 
 __all__ = ["DriftMetric", "class_displacement", "drift_metrics", "linear_cka", "relation_drift"]
@@ -177,7 +177,7 @@ class DriftMetric(FeatureMetric):
 
     def before_train_dataset_adaptation(self, strategy: Any) -> None:
         """Keep the model as the previous experience left it; once for all pieces of an online stream's experience."""
-        number = whole(strategy.experience).current_experience
+        number = task_of(strategy.experience).current_experience
         if self._experience is not None and number != self._experience:
             self.previous = frozen_copy(strategy.model)
         self._experience = number

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import torch
 from avalanche.benchmarks.scenarios.generic_scenario import CLStream
-from avalanche.training.supervised import JointTraining
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_contrastive._torch import own_random_state
 from avalanche_contrastive.features import strategy_features
 from avalanche_contrastive.readout import embed_dataset
+from avalanche_contrastive.tasks import trained_dataset
 
 __all__ = ["Data", "Source"]
 
@@ -93,26 +93,6 @@ class Source:
         if not parts:
             return None
         return torch.cat([features for features, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def trained_dataset(strategy: Any) -> Any:
-    """What training starts on: the experience's data, or everything where a strategy trains on all at once."""
-    return strategy.adapted_dataset if isinstance(strategy, JointTraining) else strategy.experience.dataset
-
-
-def trained_classes(strategy: Any) -> set[int]:
-    """Class ids that training starts on; of an online stream's piece, those of the experience that it is cut from."""
-    if isinstance(strategy, JointTraining):
-        return {int(c) for c in strategy.adapted_dataset.targets.uniques}
-    experience = whole(strategy.experience)
-    classes = getattr(experience, "classes_in_this_experience", None)
-    return {int(c) for c in (experience.dataset.targets.uniques if classes is None else classes)}
-
-
-def whole(experience: Any) -> Any:
-    """The experience itself, or the one that a piece of an online stream is cut from."""
-    origin = getattr(experience, "origin_experience", None)
-    return experience if origin is None else origin.logging()
 
 
 def _datasets(given: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from avalanche_contrastive._checks import check_choice, check_flag
 from avalanche_contrastive.metrics.base import chosen_levels, emitted
 from avalanche_contrastive.metrics.retrieval import retrieval_metrics
-from avalanche_contrastive.metrics.sources import whole
+from avalanche_contrastive.tasks import task_of
 
 __all__ = ["ForgettingMetric", "backward_transfer", "forgetting", "retrieval_forgetting_metrics", "with_forgetting"]
 
@@ -150,7 +150,7 @@ class ForgettingMetric:
 
     def before_training_exp(self, strategy: Any) -> Any:
         """Start a row."""
-        number = whole(strategy.experience).current_experience
+        number = task_of(strategy.experience).current_experience
         if number not in self.trained:
             self.trained.append(number)
         return self._passed(self.metric.before_training_exp(strategy))

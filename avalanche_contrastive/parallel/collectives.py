@@ -7,7 +7,6 @@ divides by their number: together exactly the gradient of the loss, and of whate
 process alike.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Rows", "average_gradients", "broadcast", "digest", "of_all_processes", "processes", "rank", "split"]
+__all__ = ["Rows", "average_gradients", "broadcast", "of_all_processes", "processes", "rank", "split"]
 
 Batch = TypeVar("Batch", Tensor, list[int])
 
@@ -112,6 +111,15 @@ class Rows:
             column.clone(memory_format=torch.contiguous_format).view(dtype).reshape(len(packed), *shape)
             for column, (dtype, shape) in zip(columns, kinds, strict=True)
         ]
+
+    def run(self, strategy: Any) -> Tensor:
+        """The output of the strategy's forward pass for the whole batch, of which each process runs its rows."""
+        batch, strategy.mbatch = strategy.mbatch, [self.own(part) for part in strategy.mbatch]
+        try:
+            with self.shared_statistics(strategy.model):
+                return self.whole(strategy.forward())
+        finally:
+            strategy.mbatch = batch
 
     @contextmanager
     def shared_statistics(self, model: nn.Module) -> Iterator[None]:
@@ -235,14 +243,6 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     dist.broadcast(flat, 0)
     for x, part in zip(tensors, flat.split([x.numel() * x.element_size() for x in tensors]), strict=True):
         x.copy_(part.clone().view(x.dtype).reshape(x.shape))
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A short text that differs where any bit of the tensors does."""
-    found = hashlib.blake2b(digest_size=16)
-    for x in tensors:
-        found.update(_bytes(x.cpu()).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -29,18 +29,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_contrastive._checks import check_positive
 from avalanche_contrastive._launch import launched
+from avalanche_contrastive._loaders import unsharded
 from avalanche_contrastive._rows import SharesBatches
-from avalanche_contrastive._torch import unwrapped
+from avalanche_contrastive._torch import digest, unwrapped
 from avalanche_contrastive.parallel.collectives import (
     Rows,
     average_gradients,
     broadcast,
-    digest,
     of_all_processes,
     processes,
     rank,
 )
-from avalanche_contrastive.parallel.sharding import OwnRandom, ShardedLoader, unsharded
+from avalanche_contrastive.parallel.sharding import OwnRandom, ShardedLoader
 
 __all__ = ["DataParallel", "is_main_process", "join_processes", "local_device", "processes", "rank"]
 

@@ -2,23 +2,19 @@
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils.data_loader import (
-    GroupBalancedDataLoader,
-    MultiDatasetDataLoader,
-    SingleDatasetDataLoader,
-)
 from avalanche.training.determinism.rng_manager import RNGManager
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from avalanche_contrastive._loaders import arguments_of, torch_loader, unsharded
 from avalanche_contrastive._torch import own_random_state
 from avalanche_contrastive.parallel.collectives import Rows, split
 
-__all__ = ["OwnRandom", "ShardedLoader", "unsharded"]
+__all__ = ["OwnRandom", "ShardedLoader"]
 
 
 class OwnRandom:
@@ -81,57 +77,36 @@ class ShardedLoader:
         mark: a number that follows from what the whole of that batch is.
 
     Args:
-        loader: gives batches as sequences of tensors with a common first axis; may have ``parts``, loaders whose
-            batches it puts together by ``joined``.
+        loader: gives batches as sequences of tensors with a common first axis.
         rank: of this process.
         processes: in all.
         random: this process's numbers, which samples are made with; their order is drawn from the shared ones.
     """
 
     def __init__(self, loader: Any, rank: int, processes: int, random: OwnRandom) -> None:
-        self.loader = loader
+        self.loader = unsharded(loader)
+        self.rank, self.processes, self.random = rank, processes, random
         self.sizes: tuple[int, ...] = ()
         self.mark = 0
-        has_parts = hasattr(type(loader), "parts")
-        self._join: Callable[[Sequence[Any]], Any] = loader.joined if has_parts else lambda batches: batches[0]
-        self._parts = [_Part(part, rank, processes, random) for part in (loader.parts() if has_parts else [loader])]
-        self._rank = rank
+        self._source: DataLoader[Any] | None = None
+        self._sharded: DataLoader[Any] | None = None
+        self._seeds = torch.Generator()  # of the workers
+        self._batches: deque[tuple[tuple[int, ...], int]] = deque()
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for pieces in zip(*self._parts, strict=False):
-            sizes = [sizes for _, sizes, _ in pieces]
-            self.sizes = tuple(map(sum, zip(*sizes, strict=True)))
-            self.mark = sum(mark for _, _, mark in pieces)
-            if self.sizes[self._rank] == 0:
-                yield pieces[0][0]
-            else:
-                cut = [[x[: size[self._rank]] for x in batch] for batch, size, _ in pieces]
-                yield self._join(cut)
+        source = torch_loader(self.loader)
+        for batch, sizes, mark in self._sliced() if source is None else self._loaded(source):
+            self.sizes, self.mark = sizes, mark
+            yield batch
 
     def __getattr__(self, name: str) -> Any:
         # Whatever else another plugin asks of a loader is the whole one's.
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
-
-
-class _Part:
-    """Batches of own rows, at least one each, with the rows of each process and the batch's mark."""
-
-    def __init__(self, loader: Any, rank: int, processes: int, random: OwnRandom) -> None:
-        unsharded(loader)
-        self.loader, self.rank, self.processes, self.random = loader, rank, processes, random
-        self._source: DataLoader[Any] | None = None
-        self._sharded: DataLoader[Any] | None = None
-        self._seeds = torch.Generator()  # of the workers
-        self._batches: deque[tuple[tuple[int, ...], int]] = deque()
-
-    def __iter__(self) -> Iterator[tuple[Any, tuple[int, ...], int]]:
-        source = _torch_loader(self.loader)
-        return self._sliced() if source is None else self._loaded(source)
 
     def _loaded(self, source: DataLoader[Any]) -> Iterator[tuple[Any, tuple[int, ...], int]]:
         """Own rows only are loaded."""
@@ -156,14 +131,8 @@ class _Part:
             source.dataset,
             batch_sampler=sampler,
             generator=self._seeds,
-            num_workers=source.num_workers,
             collate_fn=source.collate_fn,
-            pin_memory=source.pin_memory,
-            timeout=source.timeout,
-            worker_init_fn=source.worker_init_fn,
-            multiprocessing_context=source.multiprocessing_context,
-            prefetch_factor=source.prefetch_factor,
-            persistent_workers=source.persistent_workers,
+            **arguments_of(source),
         )
 
     def _sliced(self) -> Iterator[tuple[Any, tuple[int, ...], int]]:
@@ -196,40 +165,3 @@ class _OwnRows(Sampler[list[int]]):
             rows = Rows(split(len(indices), self.processes), self.rank)
             self.told.append((rows.sizes, zlib.crc32(str(indices).encode())))
             yield rows.own(indices)
-
-
-def unsharded(loader: Any) -> Any:
-    """Have one of Avalanche's loaders give whole batches, where it would give parts once processes are joined.
-
-    Raises:
-        ValueError: a loader with a ``DistributedSampler`` of the user's.
-    """
-    if isinstance(loader, MultiDatasetDataLoader) and loader.distributed_sampling:
-        loader.distributed_sampling = False
-        lengths = [
-            len(sampler)
-            for sampler in loader._create_samplers(loader.datasets, loader.batch_sizes, False, loader.loader_kwargs)
-        ]
-        if not loader.never_ending:
-            if isinstance(loader, (GroupBalancedDataLoader, SingleDatasetDataLoader)):  # the longest ends the epoch
-                loader.termination_dataset = lengths.index(max(lengths))
-            loader.n_iterations = lengths[loader.termination_dataset]
-    samplers = [getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
-    if isinstance(loader, DataLoader) and any(isinstance(sampler, DistributedSampler) for sampler in samplers):
-        raise ValueError(
-            "DataParallel: the training loader has a DistributedSampler, but the plugin gives each process its rows. "
-            "Leave the sampler out."
-        )
-    return loader
-
-
-def _torch_loader(loader: Any) -> DataLoader[Any] | None:
-    """The torch loader behind a loader, if its samples can be asked for by index."""
-    if isinstance(loader, MultiDatasetDataLoader):
-        keeps = loader.loader_kwargs.get("persistent_workers") and loader.loader_kwargs.get("num_workers", 0) > 0
-        if keeps and loader._persistent_loader is None:
-            loader._persistent_loader = loader._get_loader()
-        loader = loader._persistent_loader if keeps else loader._get_loader()
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    return None if loader.batch_sampler is None else loader

@@ -2,26 +2,27 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
-from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
+from avalanche.evaluation.metric_definitions import GenericPluginMetric, PluginMetric
+from avalanche.evaluation.metrics.loss import LossPluginMetric
+from avalanche.evaluation.metrics.timing import TimePluginMetric
 from avalanche.training.storage_policy import ExemplarsBuffer, FeatureBasedExemplarsSelectionStrategy
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from avalanche_contrastive._checks import came, check_choice, check_count, check_flag, check_positive, check_weight
-from avalanche_contrastive._rows import rows_of
-from avalanche_contrastive._torch import compiled_in_place, own_random_state, unwrapped
+from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.losses import asymmetric_supcon, relation_distillation
 from avalanche_contrastive.models import ContrastiveModel
-from avalanche_contrastive.plugins.partners import UNFIT_FOR_CO2L, check_order
+from avalanche_contrastive.plugins.mixing import load_uniformly, mixed
+from avalanche_contrastive.plugins.partners import REFUSED_BY_CO2L, check_order
+from avalanche_contrastive.plugins.refit import ReadOutRefit
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
-from avalanche_contrastive.plugins.views import ViewMaker
-from avalanche_contrastive.readout import TaskReadOuts, embed_dataset, fit_linear, fit_nearest_mean
-from avalanche_contrastive.tasks import PAIR, is_piece, pair_codes, pairs_of, starts_task
+from avalanche_contrastive.plugins.views import Drawn, run_on, views_of
+from avalanche_contrastive.tasks import PAIR, is_in, is_piece, pair_codes, pairs_of, starts_task
 
 __all__ = ["Co2LPlugin"]
 
@@ -67,7 +68,8 @@ class Co2LPlugin(ReplayMethodPlugin):
         teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
     """
 
-    unfit = UNFIT_FOR_CO2L
+    refused = REFUSED_BY_CO2L
+    gives_logits = False
 
     def __init__(
         self,
@@ -97,10 +99,10 @@ class Co2LPlugin(ReplayMethodPlugin):
         )
         name = "Co2LPlugin"
         if augmentation is not None and (not callable(augmentation) or isinstance(augmentation, type)):
-            came = augmentation if isinstance(augmentation, type) else type(augmentation)
+            given = augmentation if isinstance(augmentation, type) else type(augmentation)
             raise TypeError(
-                f"{name}: augmentation must map a batch to a batch, a callable, got {came.__name__}"
-                f"{' itself: make one of it' if isinstance(augmentation, type) else ''}."
+                f"{name}: augmentation must map a batch to a batch, a callable, got {given.__name__}"
+                f"{' itself: make an instance of it' if isinstance(augmentation, type) else ''}."
             )
         check_count(name, 2, views=views)  # one view has no positive to be drawn to
         check_positive(name, temperature=temperature, readout_lr=readout_lr)
@@ -127,128 +129,93 @@ class Co2LPlugin(ReplayMethodPlugin):
         self.rehearse = rehearse
         self.weight = weight
         self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
-        self.readout, self.readout_lr = readout, readout_lr
-        self.readout_epochs, self.readout_batch_size = readout_epochs, readout_batch_size
-        self._maker: ViewMaker | None = None
-        self._hooks: list[Any] = []
-        self._views: Tensor | None = None
-        self._plain: Tensor | None = None  # the batch without views, while the views are in its place
-        self._dataset: Any = None
-        self._readout_is_stale = False
-        self._fitted_for: tuple[int, ...] = ()  # the state of the model that the read-out was fitted for
-        self._labels: list[int] = []  # of the contrast, of the current experience
+        self.refit = ReadOutRefit(kind=readout, lr=readout_lr, epochs=readout_epochs, batch_size=readout_batch_size)
+        self._labels: list[int] = []  # codes of the pairs of the current experience, where domains count
         self._seen_labels: set[int] = set()
+        self._check_readout = False  # before the next batch of an evaluation
+        self._scores_are_asked_for = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Only the distillation asks it."""
+        return self.weight > 0
 
     # ---- data: the memory in the dataset, the views in the batch
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse partners without a meaning, and one in the wrong place."""
+        """Refuse partners without a meaning, one in the wrong place, and a model that is not Co2L's."""
         super().before_training(strategy, **kwargs)
+        _contrastive(strategy.model)
         if self.batch_size_mem is None and self.rehearse:
             check_order("Co2LPlugin", self, strategy.plugins)
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Mix the memory into the experience's dataset."""
-        if self.batch_size_mem is not None or not self.rehearse:
+        """Mix the memory into the experience's dataset, uniformly."""
+        if self.batch_size_mem is not None:
             return
-        if len(self.memory) > 0:
-            strategy.adapted_dataset = _union(strategy.adapted_dataset, self.memory.train())
-        if hasattr(strategy.experience, "task_labels"):
-            _check_batch_size(strategy)
+        if self.rehearse and len(self.memory) > 0:
+            strategy.adapted_dataset = mixed("Co2LPlugin", strategy.adapted_dataset, self.memory.train())
+        load_uniformly(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Check model and stream; mix uniformly; keep the experience's data at hand for the read-out."""
+        """Check model and stream; keep the experience's data at hand for the read-out."""
         super().before_training_exp(strategy, **kwargs)
         _contrastive(strategy.model)
         if self.domains and not self.multi_head:
             self._note_domains(strategy)
-        if self.batch_size_mem is None:
-            _mix_uniformly(strategy)
-            if strategy.train_mb_size == 1:
-                warnings.warn(
-                    "Co2LPlugin: train_mb_size is 1 (Avalanche's default), and an image alone in its batch has nothing "
-                    "to be told apart from: the encoder learns nothing. Take batches of dozens of images.",
-                    stacklevel=2,
-                )
-        self._dataset = strategy.experience.dataset
-        self._readout_is_stale = True
-
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Have the views made when the model is called: whatever other plugins make of the batch until then is in."""
-        self._unhook()
-        super().before_forward(strategy, **kwargs)
-        model, x = _contrastive(strategy.model), strategy.mb_x
-        if self.augmentation is not None:
-            if model.has_views(x):
-                raise ValueError(
-                    f"Co2LPlugin: a training batch must be without views, (B, C, H, W), where the plugin has an "
-                    f"augmentation to make them, got {tuple(x.shape)}. Leave one out: TwoViews in the stream's "
-                    "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
-                )
-            self._maker = ViewMaker(self.augmentation, self.views, self._where, strategy.mb_y)
-            if compiled_in_place(strategy.model):  # such a model may not run hooks
-                self._plain = x
-                (strategy.mbatch[0],) = self._maker(strategy.model, (x,))
-            else:
-                self._hooks = [
-                    strategy.model.register_forward_pre_hook(self._maker),
-                    strategy.model.register_forward_hook(self._maker.keep),
-                ]
-        elif not model.has_views(x) or (model.sample_ndim is None and x.ndim != 5):
-            raise ValueError(
-                f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
-                "Give the plugin an augmentation, or wrap the stream's training transform in TwoViews. (Views of "
-                "other samples than images: ContrastiveModel(..., sample_ndim=).)"
+        if self.batch_size_mem is None and strategy.train_mb_size == 1:
+            warnings.warn(
+                "Co2LPlugin: train_mb_size is 1 (Avalanche's default), and an image alone in its batch has nothing "
+                "to be told apart from: the encoder learns nothing. Take batches of dozens of images.",
+                stacklevel=2,
             )
+        self.refit.begin(strategy.experience.dataset, self.memory)
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the views for the teacher; put the objective in the criterion's place."""
-        self._views = None if self._maker is None else self._maker.views_of(strategy.mb_output)
-        if self._plain is not None:
-            (strategy.mbatch[0],) = rows_of(strategy).whole_batch([self._plain])
-            self._plain = None
-        self._unhook()
-        super().after_forward(strategy, **kwargs)
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._maker, self._plain = [], None, None
+    def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
+        """The model gets views in the place of images; the teacher those that the student has got."""
+        if not strategy.model.training:
+            return forward()
+        if self.augmentation is None:
+            self.table("views", lambda: _check_views(strategy, True))
+            return forward()
+        self.table("views", lambda: _check_views(strategy, False))
+        drawn: Drawn = self.of_batch.setdefault("drawn", [])
+        output = run_on(partial(views_of, drawn, self.augmentation, self.views), strategy, forward)
+        self.of_batch["views"] = drawn[-1][2]
+        return output
 
     # ---- loss
 
     def objective(self, strategy: Any) -> Tensor:
         """Asymmetric SupCon, plus the relation distillation once there is a teacher."""
         z = strategy.mb_output
-        y, is_current = self._contrast_labels(strategy)
+        if self.augmentation is not None and isinstance(z, Tensor) and z.ndim == 2:
+            # Of images without views: the loop, or a plugin, has called the model past strategy.forward().
+            z = strategy.mb_output = strategy.forward()
+        if self.domains and not self.multi_head:
+            labels = pair_codes(strategy.mb_task_id, strategy.mb_y)
+            current = self.table("domains", lambda: torch.tensor(self._labels, device=labels.device))
+        else:
+            labels, current = self.labels, self.guards.current
         loss = asymmetric_supcon(
             z,
-            y,
-            is_current if self.asymmetric else None,
+            labels,
+            is_in(labels, current) if self.asymmetric else None,
             temperature=self.temperature,
             base_temperature=self.base_temperature,
             reduction=self.reduction,
         )
         self.terms = {"contrast": loss.detach()}
-        if self.teacher is None or self.weight == 0:
+        if self.teacher is None:
             return loss
-        rows = rows_of(strategy)
-        with torch.no_grad(), rows.shared_statistics(self.teacher):
-            views = rows.own(strategy.mb_x) if self._views is None else self._views
-            z_teacher = rows.whole(_contrastive(self.teacher).project(views))
         kept = relation_distillation(
-            z, z_teacher, temperature=self.distill_temperature, teacher_temperature=self.teacher_temperature
+            z,
+            self.teacher_says(strategy),
+            temperature=self.distill_temperature,
+            teacher_temperature=self.teacher_temperature,
         )
         self.terms["distillation"] = kept.detach()
         return loss + self.weight * kept
-
-    def _contrast_labels(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """What the contrast tells images apart by, (B,), and which of the batch is of the current experience."""
-        if self.multi_head or not self.domains:
-            y = self.row_labels(strategy)
-            return y, self.is_current(y)
-        y = pair_codes(strategy.mb_task_id, strategy.mb_y)
-        return y, torch.isin(y, torch.tensor(self._labels, device=y.device))
 
     def _note_domains(self, strategy: Any) -> None:
         """The contrast's labels of the experience, one for each pair of task label and class in it."""
@@ -261,33 +228,47 @@ class Co2LPlugin(ReplayMethodPlugin):
             )
         if starts_task(experience) or not self._labels:
             self._labels = [task * PAIR + c for task, c in pairs_of(experience)]
-        labels = self._seen_labels.union(self._labels)
-        one_domain = len({label // PAIR for label in labels}) == 1
-        if one_domain and labels == self._seen_labels and not is_piece(experience):
+        codes = self._seen_labels.union(self._labels)
+        one_domain = len({code // PAIR for code in codes}) == 1
+        if one_domain and codes == self._seen_labels and not is_piece(experience):
             raise ValueError(
                 "Co2LPlugin: domains=True tells domains apart by task label, but the classes of this experience have "
-                f"come before under the same label, {self._labels[0] // PAIR}, the only one so far. Make the stream "
-                "with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or leave domains out."
+                f"come before under the same label, {self._labels[0] // PAIR}, the only one so far. Make the "
+                "stream with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or leave domains "
+                "out."
             )
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Whether a metric will look at the outputs of training."""
+        super().before_training_epoch(strategy, **kwargs)
+        self._scores_are_asked_for = _asks_for_outputs(strategy.evaluator)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Hand the metrics, which come next, class scores of the batch."""
         super().after_training_iteration(strategy, **kwargs)
-        self._readout_is_stale = True
-        self._views = None
-        if strategy.mb_output is None or strategy.mb_output.ndim != 3:
-            return  # an evaluation by another plugin has cleared the batch
-        width = _contrastive(strategy.model).readout.width
-        labels = self.row_labels(strategy)
-        strategy.mb_output = _neighbour_scores(strategy.mb_output.detach(), strategy.mb_y, width, labels // PAIR)
+        z = strategy.mb_output  # None where an evaluation by another plugin has cleared the batch
+        if self._scores_are_asked_for and isinstance(z, Tensor) and z.ndim == 3:
+            columns = 1 + max(c[1] if isinstance(c, tuple) else c for c in (*self._current, *self.seen_classes))
+            width = max(_contrastive(strategy.model).readout.width, columns)
+            strategy.mb_output = _neighbour_scores(z.detach(), strategy.mb_y, width, self.labels // PAIR)
 
     # ---- read-out
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Refit the read-out if the model has been trained since, within an experience."""
         super().before_eval(strategy, **kwargs)
-        self._unhook()
         self._refit(strategy)
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Another plugin may yet exchange the weights, as averaging plugins do: look again before the first batch."""
+        self._check_readout = True
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Look again at the first batch of an experience; refuse broken images."""
+        super().before_eval_forward(strategy, **kwargs)
+        if self._check_readout:
+            self._refit(strategy)
+            self._check_readout = False
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """After the last epoch, refit before any plugin looks at the trained model's logits."""
@@ -298,51 +279,11 @@ class Co2LPlugin(ReplayMethodPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Read-out first (the memory still holds earlier experiences only), then teacher, ledger and memory."""
         self._refit(strategy)
-        self._dataset = None
         self._seen_labels.update(self._labels)
         super().after_training_exp(strategy, **kwargs)
 
     def _refit(self, strategy: Any) -> None:
-        if self._dataset is None:
-            return
-        model = _contrastive(strategy.model)
-        if not self._readout_is_stale and self._fitted_for == _state_of(model):
-            return
-        readout = model.readout
-        parts = [data for data in (self._dataset, self.memory) if len(data) > 0]
-        with own_random_state():
-            if isinstance(readout, TaskReadOuts):
-                readout.forget()
-                for task in sorted({int(t) for data in parts for t in data.targets_task_labels.uniques}):
-                    own = [_of_task(data, task) for data in parts]
-                    readout.fit(task, *self._fitted(strategy, own), unit=self.readout == "ncm")
-            else:
-                readout.fit(*self._fitted(strategy, parts), unit=self.readout == "ncm")
-        self._readout_is_stale, self._fitted_for = False, _state_of(model)
-
-    def _fitted(self, strategy: Any, parts: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Class ids (C,), weight (C, D) and bias (C,) of a read-out of some datasets together."""
-        model = _contrastive(strategy.model)
-        batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
-        embedded = [
-            embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in parts if len(data) > 0
-        ]
-        features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded])
-        _check_features(features)
-        if self.readout == "ncm":
-            return fit_nearest_mean(features, y)
-        return fit_linear(
-            features, y, lr=self.readout_lr, epochs=self.readout_epochs, batch_size=self.readout_batch_size
-        )
-
-
-def _check_features(features: Tensor) -> None:
-    if not bool(features.isfinite().all()):
-        broken = int((~features.isfinite().all(dim=1)).sum())
-        raise ValueError(
-            f"Co2LPlugin: {broken} of the {len(features)} features to fit the read-out to are not finite. Do the "
-            "evaluation transforms give NaN where the training ones do not, or has the encoder diverged?"
-        )
+        self.refit(strategy, _contrastive(strategy.model))
 
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
@@ -355,15 +296,34 @@ def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
     return model
 
 
-def _of_task(data: Any, task: int) -> Any:
-    """The samples of a dataset with one task label."""
-    return data.subset(data.targets_task_labels.val_to_idx.get(task, []))
+def _check_views(strategy: Any, wanted: bool) -> None:
+    """Refuse a batch that has views, or has none, against what is wanted; where it goes into the model as it is."""
+    model, x = _contrastive(strategy.model), strategy.mb_x
+    if not isinstance(x, Tensor) or type(strategy).forward is not SupervisedProblem.forward:
+        return
+    if wanted and (not model.has_views(x) or (model.sample_ndim is None and x.ndim != 5)):
+        raise ValueError(
+            f"Co2LPlugin: a training batch must have shape (B, V, C, H, W) with V >= 2, got {tuple(x.shape)}. "
+            "Give the plugin an augmentation, or wrap the stream's training transform in TwoViews. (Views of "
+            "other samples than images: ContrastiveModel(..., sample_ndim=).)"
+        )
+    if not wanted and model.has_views(x):
+        raise ValueError(
+            f"Co2LPlugin: a training batch must be without views, (B, C, H, W), where the plugin has an "
+            f"augmentation to make them, got {tuple(x.shape)}. Leave one out: TwoViews in the stream's "
+            "transform, or the augmentation. (Samples of two axes: ContrastiveModel(..., sample_ndim=2).)"
+        )
 
 
-def _state_of(model: ContrastiveModel) -> tuple[int, ...]:
-    """Changes whenever the encoder does, by a step or by a plugin that loads other weights (early stopping)."""
-    tensors = [*model.encoder.parameters(), *model.encoder.buffers()]
-    return (id(model), *(tensor._version for tensor in tensors))
+def _asks_for_outputs(evaluator: Any) -> bool:
+    """Whether a metric looks at the model's outputs in training: all do but losses and clocks."""
+    for metric in evaluator.metrics:
+        if isinstance(metric, GenericPluginMetric):
+            if metric._mode == "train" and not isinstance(metric, (LossPluginMetric, TimePluginMetric)):
+                return True
+        elif type(metric).after_training_iteration is not PluginMetric.after_training_iteration:
+            return True
+    return False
 
 
 def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor:
@@ -379,55 +339,5 @@ def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor
     alone = ((y[:, None] == y) & own).sum(dim=1) == 1
     similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
     similarity.masked_fill_(~own, -2.0)
-    scores = similarity.new_full((len(y), max(width, int(y.max()) + 1)), -2.0)
+    scores = similarity.new_full((len(y), width), -2.0)
     return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")
-
-
-def _check_batch_size(strategy: Any) -> None:
-    labels = len(strategy.adapted_dataset.targets_task_labels.uniques)
-    if strategy.train_mb_size < labels:
-        raise ValueError(
-            f"Co2LPlugin: train_mb_size is {strategy.train_mb_size}, but experience and memory have {labels} task "
-            "labels, and the loader that Avalanche makes for a stream with task labels takes no batch smaller than "
-            "that. Take larger batches, or a stream without task labels."
-        )
-
-
-def _mix_uniformly(strategy: Any) -> None:
-    """Mix all rows, each once per epoch, where Avalanche's loader would draw as many of each task label."""
-    loader = strategy.dataloader
-    # Exactly that one: a loader that another plugin has put there is that plugin's business, in either order.
-    if type(loader) is TaskBalancedDataLoader and len(loader.datasets) > 1:
-        strategy.dataloader = SingleDatasetDataLoader(
-            strategy.adapted_dataset,
-            batch_size=strategy.train_mb_size,
-            ffcv_args=loader.ffcv_args,
-            **loader.loader_kwargs,
-        )
-
-
-def _union(current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
-    ours, stored = current[0], memory[0]
-    if came(ours[0]) != came(stored[0]):
-        raise ValueError(
-            f"Co2LPlugin: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
-            "one batch holds both. Give all experiences samples of one size and type, by a transform."
-        )
-    parts = len(ours)
-    if len(stored) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none
-        targets = DataAttribute(list(memory.targets), "targets")
-        memory = make_avalanche_dataset(_Trimmed(memory, parts), data_attributes=[targets])
-    return current.concat(memory)
-
-
-class _Trimmed(Dataset[Any]):
-    """A dataset's samples cut to their first parts."""
-
-    def __init__(self, dataset: Any, parts: int) -> None:
-        self.dataset, self.parts = dataset, parts
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index][: self.parts]

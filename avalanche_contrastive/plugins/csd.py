@@ -1,25 +1,23 @@
 """CSD: contrastive supervised distillation of features, for retrieval."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from avalanche.models import avalanche_forward
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_flag, check_positive, check_weight
-from avalanche_contrastive._rows import rows_of
 from avalanche_contrastive._torch import preserved_modes, unwrapped
 from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.losses import (
     batch_hard_triplet,
     contrastive_distillation,
-    separated_softmax,
     taskwise_distillation,
 )
 from avalanche_contrastive.plugins.method import MethodPlugin
-from avalanche_contrastive.plugins.multihead import headwise_cross_entropy, headwise_distillation
-from avalanche_contrastive.tasks import by_head
+from avalanche_contrastive.plugins.multihead import PastHeads, row_softmax
+from avalanche_contrastive.tasks import by_head, not_seen, seen_in
 
 __all__ = ["CSDPlugin"]
 
@@ -80,71 +78,107 @@ class CSDPlugin(MethodPlugin):
         self.triplet_weight, self.margin = triplet_weight, margin
         self.ce, self.ce_weight = ce, ce_weight
         self.capture = FeatureCapture(feature_layer)
-        self._features: Tensor | None = None
         self._heads_share = False
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Listen for the features of this step."""
-        super().before_forward(strategy, **kwargs)
+    @property
+    def needs_teacher(self) -> bool:
+        """Only the distillations ask it."""
+        return self.weight > 0 or self.kd_weight > 0
+
+    def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
+        """Take the features that the model, or the teacher in its place, makes on the way."""
         if self.multi_head and self.teacher is not None and not self._heads_share:
             self._check_heads(strategy)
-        self.capture.attach(strategy.model)
-
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the features; put the objective in the criterion's place."""
-        self._features = rows_of(strategy).whole(self.capture.take(strategy.mb_output))
-        super().after_forward(strategy, **kwargs)
-
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Listen no longer, if a training step has failed."""
-        super().before_eval(strategy, **kwargs)
-        self.capture.detach()
+        with self.capture.listening(strategy.model):
+            output = forward()
+        self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
+        return output
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""
-        logits, y = self.check_logits(strategy), strategy.mb_y
-        features, self._features = self._features, None
-        if features is None or len(features) != len(logits):
-            came = "none" if features is None else f"{len(features)}"
+        features = self._features_of_output(strategy)
+        logits = self.check_logits(strategy)
+        if len(features) != len(logits):
             raise ValueError(
-                f"CSDPlugin: a batch of {len(logits)} needs as many features, got {came}. Does the model split its "
-                "batch between heads? Name the layer that gives the features: feature_layer='...'."
+                f"CSDPlugin: a batch of {len(logits)} needs as many features, got {len(features)}. Does the model "
+                "split its batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
-        labels = self.row_labels(strategy)
-        entropy = self._headwise(strategy, logits, labels) if self.multi_head else self._cross_entropy(logits, y)
-        parts = [("cross_entropy", self.ce_weight, entropy)]
+        parts = [("cross_entropy", self.ce_weight, self._cross_entropy(strategy, logits))]
         if self.triplet_weight > 0:
-            parts.append(("triplet", self.triplet_weight, batch_hard_triplet(features, labels, margin=self.margin)))
+            triplet = batch_hard_triplet(features, self.labels, margin=self.margin)
+            parts.append(("triplet", self.triplet_weight, triplet))
         if self.teacher is not None:
-            parts.extend(self._stability(strategy, logits, features, labels))
+            parts.extend(self._stability(strategy, logits, features))
         self.terms = {name: term.detach() for name, _, term in parts}
         return torch.stack([weight * term for _, weight, term in parts]).sum()
 
-    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # a model may compute in half precision
-        groups = self.class_groups(logits, [self._current])  # names a head too narrow for the classes, in any form
-        if self.ce == "all":
-            return F.cross_entropy(logits, y)
-        new = self.is_current(y)
-        if not new.any():
-            return logits.sum() * 0.0
-        if self.ce == "weighted":
-            return F.cross_entropy(logits[new], y[new])
-        return separated_softmax(logits[new], y[new], groups)
+    def _features_of_output(self, strategy: Any) -> Tensor:
+        """Those of the last forward pass, unless they were another output's."""
+        output = self.of_batch.get("output")
+        if "features" not in self.of_batch or (output is not None and output is not strategy.mb_output):
+            # The loop, or a plugin, has called the model past strategy.forward(): nobody has seen its features.
+            strategy.mb_output = strategy.forward()
+        self.of_batch["output"] = strategy.mb_output
+        return self.whole(self.of_batch["features"])
 
-    def _headwise(self, strategy: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy where each row's softmax runs over classes of its own head."""
-        taught = self._current if self.ce == "masked" else {*self.seen_classes, *self._current}
-        heads = dict(by_head(list(taught)))
-        counted = torch.ones_like(labels, dtype=torch.bool) if self.ce == "all" else self.is_current(labels)
-        if not counted.any():
-            return logits.sum() * 0.0
-        return headwise_cross_entropy(
-            logits[counted],
-            strategy.mb_y[counted],
-            strategy.mb_task_id[counted],
-            lambda task: self.class_groups(logits, [heads.get(task, [])]),
-        )
+    def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
+        """The rows that count, by ``ce``; in a model with a head per task each over the classes of its own head."""
+        counted = None if self.ce == "all" else self.is_current()
+        if self.multi_head:
+            heads = self.table("heads", lambda: self.head_groups(logits, self._columns), logits.shape[1])
+            return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id), counted)
+        groups = self.table("groups", lambda: self._groups(logits), logits.shape[1])
+        return row_softmax(logits, strategy.mb_y, groups, counted)
+
+    def _groups(self, logits: Tensor) -> Tensor:
+        """Of a single head's columns, (1, K)."""
+        new = self.class_groups(logits, self._columns(None))  # names a head that is too narrow, in any form
+        return new[None] if self.ce == "masked" else torch.zeros_like(new)[None]
+
+    def _columns(self, task: int | None) -> list[list[int]]:
+        """The classes that the softmax of the new ones runs over; of a head, if one is named."""
+        new = self.classes_of_head(self._current, task)
+        known = [] if self.ce == "masked" else self.classes_of_head(self.seen_classes, task)
+        return [[*new, *not_seen(known, [new])]]
+
+    def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
+        kept, kept_features = self.teacher_says(strategy, self._logits_and_features)
+        parts = []
+        if self.kd_weight > 0:
+            if self.multi_head:
+                model, heads = unwrapped(strategy.model), self._past_heads(strategy)
+                kd = heads.distillation(model, strategy.mb_x, kept, temperature=self.kd_temperature)
+            else:
+                old = self.table("old", lambda: self.class_groups(kept, [seen_in(self.past)]), kept.shape[1])
+                kd = taskwise_distillation(logits, kept, old, temperature=self.kd_temperature)
+            parts.append(("distillation", self.kd_weight, kd / self.kd_temperature**2))
+        if self.weight > 0:
+            csd = contrastive_distillation(
+                features,
+                kept_features,
+                self.labels,
+                temperature=self.temperature,
+                form=self.form,
+                normalize=self.normalize,
+            )
+            parts.append(("contrast", self.weight, csd))
+        return parts
+
+    def _logits_and_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
+        """The teacher's; logits of all earlier heads in a model with a head per task."""
+        assert self.teacher is not None
+        if self.multi_head:  # a pass through all heads sees the whole batch
+            with torch.no_grad(), self.capture.listening(self.teacher):
+                kept = self._past_heads(strategy).logits(self.teacher, strategy.mb_x)
+            return kept, self.capture.take(None)
+        student = self.of_batch["features"], self.of_batch["output"]
+        kept, features = self.teacher_forward(strategy), self.of_batch["features"]
+        self.of_batch["features"], self.of_batch["output"] = student
+        return kept, self.whole(features)
+
+    def _past_heads(self, strategy: Any) -> PastHeads:
+        heads: PastHeads = self.table("past heads", lambda: PastHeads(by_head(seen_in(self.past)), strategy.device))
+        return heads
 
     def _check_heads(self, strategy: Any) -> None:
         """Refuse a model with a network per task, whose teacher has no features of a new task's images. Once."""
@@ -152,38 +186,3 @@ class CSDPlugin(MethodPlugin):
             outputs = avalanche_forward(strategy.model.eval(), strategy.mb_x, None)
         self.capture.take(outputs)
         self._heads_share = True
-
-    def _stability(
-        self, strategy: Any, logits: Tensor, features: Tensor, labels: Tensor
-    ) -> list[tuple[str, float, Tensor]]:
-        assert self.teacher is not None
-        parts = []
-        past, teacher_logits = [c for classes in self.past for c in classes], None
-        with self.capture.listening(self.teacher):
-            if not self.multi_head:
-                teacher_logits = self.teacher_forward(strategy)
-            elif self.kd_weight > 0:
-                model, temperature = unwrapped(strategy.model), self.kd_temperature
-                kd = headwise_distillation(model, self.teacher, strategy.mb_x, by_head(past), temperature=temperature)
-            else:
-                with torch.no_grad():
-                    avalanche_forward(self.teacher, strategy.mb_x, None)
-        teacher_features = self.capture.take(teacher_logits)
-        if not self.multi_head:  # a pass through all heads has seen the whole batch
-            teacher_features = rows_of(strategy).whole(teacher_features)
-        if self.kd_weight > 0:
-            if teacher_logits is not None:
-                old = self.class_groups(teacher_logits, [past])
-                kd = taskwise_distillation(logits, teacher_logits, old, temperature=self.kd_temperature)
-            parts.append(("distillation", self.kd_weight, kd / self.kd_temperature**2))
-        if self.weight > 0:
-            csd = contrastive_distillation(
-                features,
-                teacher_features,
-                labels,
-                temperature=self.temperature,
-                form=self.form,
-                normalize=self.normalize,
-            )
-            parts.append(("contrast", self.weight, csd))
-        return parts

@@ -1,17 +1,194 @@
-"""What a training step needs, looked at before it changes anything: a refused batch leaves the model as it was."""
+"""What a method asks before it learns from anything: a refused batch leaves the model as it was."""
 
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from avalanche.models.dynamic_modules import DynamicModule
+from avalanche.models.batch_renorm import BatchRenorm2D
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from avalanche_contrastive._checks import came, check_count
+from avalanche_contrastive._checks import came
+from avalanche_contrastive._rows import check_shared
+from avalanche_contrastive._torch import tensors_in
+from avalanche_contrastive.plugins.partners import check_copy, check_optimizer, check_partners, check_strategy
+from avalanche_contrastive.tasks import PAIR, pair_codes
 
+__all__ = ["Guards", "describe_failure", "position"]
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SHOWN = 5  # rows of a batch, or classes, that a message names
+
+
+class Guards:
+    """Looks at every training batch and its loss.
+
+    The batch, its labels and the loss are judged together by one number, read once per step, before the backward pass:
+    each reading makes the host wait for the device. Until then a broken batch has moved nothing but batch statistics,
+    which are put back.
+
+    Attributes:
+        current: what a label of the current task may name, sorted: class ids, or codes of pairs with the task label.
+        statistics: of the model's normalising layers: the live ones, and as they were before the batch.
+
+    Args:
+        name: of the plugin, begins every message.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._current: list[Any] = []
+        self._seen: list[Any] = []
+        self.current = torch.zeros(0, dtype=torch.long)
+        self._known = torch.zeros(0, dtype=torch.long)  # the same of all tasks so far
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self._labels: tuple[Tensor, Tensor] | None = None  # of the batch, and which of them name a class
+
+    def before_training(self, strategy: Any, refused: Mapping[type, str], *, first: bool, teacher: bool) -> None:
+        """Refuse a strategy that a method cannot train with.
+
+        Args:
+            strategy: the one that trains.
+            refused: kinds of plugins, with the reason.
+            first: whether nothing has been trained yet: later the model may have grown past the optimiser's parameters.
+            teacher: whether the model will be copied.
+        """
+        check_shared(strategy, self.name)
+        check_partners(self.name, refused, strategy.plugins)
+        check_strategy(
+            self.name,
+            model=strategy.model,
+            optimizer=strategy.optimizer,
+            train_mb_size=strategy.train_mb_size,
+            train_epochs=strategy.train_epochs,
+            eval_mb_size=strategy.eval_mb_size,
+            criterion=strategy._criterion,
+            plugins=strategy.plugins,
+        )
+        if first:
+            check_optimizer(self.name, strategy)
+        if first and teacher:
+            check_copy(self.name, strategy.model)
+
+    def begin(self, model: nn.Module, device: torch.device, current: list[Any], seen: list[Any]) -> None:
+        """Before an experience: class ids, or pairs (task label, class id), of the current task and of earlier ones."""
+        self._current, self._seen = current, seen
+        self.current = torch.tensor(_codes(current), device=device)
+        self._known = torch.tensor(_codes([*current, *seen]), device=device)
+        layers = [module for module in model.modules() if isinstance(module, (_NormBase, BatchRenorm2D))]
+        buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        self.statistics = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def end(self) -> None:
+        """After an experience: hold nothing."""
+        self._current, self._seen, self.statistics, self._labels = [], [], [], None
+
+    def put_back(self) -> None:
+        """A batch has been refused: the batch statistics are those from before it."""
+        for live, kept in self.statistics:
+            live.copy_(kept)
+
+    def labels(self, strategy: Any, *, multi_head: bool) -> Tensor:
+        """What tells the classes of the batch's rows apart, (B,): class ids, or codes of pairs with the task label.
+
+        A row of an unknown class goes on as one of a known class, until `check` refuses it: looked up as it is, its
+        label would fail without a place, or take the device with it.
+
+        Raises:
+            ValueError: labels that are no integers, or not one per image.
+        """
+        x, y, *others = strategy.mbatch
+        rows = len(x) if isinstance(x, Tensor) else next((len(part) for part in tensors_in(x)), None)
+        if not isinstance(y, Tensor) or y.dtype not in INTEGERS or y.ndim != 1 or rows not in (None, len(y)):
+            raise ValueError(
+                f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
+                f"({'B' if rows is None else rows},), one per image, got {came(y)}. Are they one-hot or mixed, or "
+                "given as floats? Then change them by a target transform."
+            )
+        y = y.long()
+        codes = pair_codes(strategy.mb_task_id, y) if multi_head else y
+        found = self._known[torch.searchsorted(self._known, codes).clamp_(max=len(self._known) - 1)]
+        self._labels = y, codes == found
+        strategy.mbatch = [x, found % PAIR if multi_head else found, *others]
+        return found
+
+    def check(self, strategy: Any, loss: Tensor, terms: Mapping[str, Tensor], views: Any = None) -> None:
+        """Refuse a step from which nothing can be learned, before its gradient reaches the weights.
+
+        Args:
+            strategy: the one that trains.
+            loss: scalar.
+            terms: of the loss, by name.
+            views: that were made of the batch.
+
+        Raises:
+            ValueError: images or labels, with experience, epoch, batch, and the rows.
+            FloatingPointError: the loss, with the same and its terms.
+        """
+        assert self._labels is not None
+        y, known = self._labels
+        fine = loss.detach().isfinite() & known.all()
+        for inputs in (strategy.mb_x,) if views is None else (strategy.mb_x, views):
+            for x in (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs):
+                if x.is_floating_point():
+                    fine &= x.sum(dtype=torch.float32).isfinite()  # finite where all values are, unless they are huge
+        if bool(fine.all()):
+            return
+        self._check_images(strategy, strategy.mb_x, y, "images")
+        self._check_images(strategy, views, y, "views that the augmentation made of the images")
+        self._check_labels(strategy, y, known)
+        self._check_loss(strategy, loss, terms)
+
+    def evaluated(self, strategy: Any) -> None:
+        """Refuse broken images in evaluation, too: a figure that counts them would say nothing."""
+        x, y, *others = strategy.mbatch
+        if isinstance(y, Tensor) and y.dtype in INTEGERS and y.dtype != torch.long:  # criteria want 64 bits
+            strategy.mbatch = [x, y.long(), *others]
+        if not all(part.sum(dtype=torch.float32).isfinite() for part in tensors_in(x) if part.is_floating_point()):
+            self._check_images(strategy, x, y, "images")
+
+    def _check_images(self, strategy: Any, images: Any, y: Any, what: str) -> None:
+        for x in tensors_in(images):
+            if bool(x.isfinite().all()):
+                continue
+            broken = ~x.isfinite().flatten(1).all(dim=1) if x.ndim > 1 else ~x.isfinite()
+            rows = broken.nonzero()[:, 0].tolist()
+            first = x[rows[0]]
+            label = f" (label {int(y[rows[0]])})" if isinstance(y, Tensor) and y.shape == (len(x),) else ""
+            raise ValueError(
+                f"{self.name}: {what} of {position(strategy)} are not finite: row{'s' * (len(rows) > 1)} "
+                f"{listed(rows)} of the {len(x)} in the batch; row {rows[0]}{label} has {int(first.isnan().sum())} NaN "
+                f"and {int(first.isinf().sum())} infinite values of {first.numel()}. Is a file damaged, or does a "
+                "transform divide by zero? Nothing has been learned from this batch."
+            )
+
+    def _check_labels(self, strategy: Any, y: Tensor, known: Tensor) -> None:
+        wrong = (~known).nonzero()[:, 0].tolist()
+        if wrong:
+            raise ValueError(
+                f"{self.name}: labels of {position(strategy)} name classes that are in neither the current "
+                f"({listed(self._current)}) nor the earlier ({listed(self._seen) or 'none'}) experiences: row "
+                f"{wrong[0]} of the batch has {int(y[wrong[0]])}, and {len(wrong)} of {len(y)} rows are so. Does the "
+                "dataset give other labels than its `targets` say, by a target transform perhaps?"
+            )
+
+    def _check_loss(self, strategy: Any, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        if math.isfinite(loss.item()):
+            return
+        parts = ", ".join(f"{key} {float(value):.4g}" for key, value in terms.items())
+        rates = sorted({group["lr"] for group in strategy.optimizer.param_groups})
+        largest = max((float(part.float().abs().max()) for part in tensors_in(strategy.mb_x)), default=math.nan)
+        raise FloatingPointError(
+            f"{self.name}: the loss of {position(strategy)} is {loss.item()} ({parts}), though all images are finite "
+            f"(largest value {largest:.4g}): the model has diverged. Is the learning rate "
+            f"({', '.join(f'{float(rate):g}' for rate in rates)}) too high? This step has not been taken: the weights "
+            "are those after the one before."
+        )
+
+
+def _codes(classes: list[Any]) -> list[int]:
+    return sorted({c[0] * PAIR + c[1] if isinstance(c, tuple) else c for c in classes})
 
 
 def position(strategy: Any) -> str:
@@ -24,178 +201,19 @@ def position(strategy: Any) -> str:
     return f"experience {experience}, epoch {epoch}, batch {batch} (counted from 0)"
 
 
-def check_finite(name: str, where: str, x: Any, y: Any, what: str = "images") -> None:
-    """Refuse a batch with a value that is NaN or infinite.
-
-    Args:
-        name: begins the message.
-        where: ``position``.
-        x: images, (B, ...); what is no tensor of floats is not looked at.
-        y: labels, (B,).
-        what: the images, in words.
-
-    Raises:
-        ValueError: with experience, epoch, batch, and the rows.
-    """
-    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
-        return
-    total = x.sum() if x.is_complex() else x.sum(dtype=torch.float32)
-    # One pass over the batch; only what looks bad (or is huge) is looked at value by value.
-    if math.isfinite(abs(total.item())) or bool(x.isfinite().all()):
-        return
-    broken = ~x.isfinite().flatten(1).all(dim=1) if x.ndim > 1 else ~x.isfinite()
-    rows = broken.nonzero()[:, 0].tolist()
-    first = x[rows[0]]
-    label = f" (label {int(y[rows[0]])})" if isinstance(y, Tensor) and y.shape == (len(x),) else ""
-    raise ValueError(
-        f"{name}: {what} of {where} are not finite: row{'s' * (len(rows) > 1)} {listed(rows)} of the "
-        f"{len(x)} in the batch; row {rows[0]}{label} has {int(first.isnan().sum())} NaN and "
-        f"{int(first.isinf().sum())} infinite values of {first.numel()}. Is a file damaged, or does a transform divide "
-        "by zero? Nothing has been learned from this batch."
-    )
-
-
-def listed(values: list[int]) -> str:
-    """The first few of many numbers."""
+def listed(values: list[Any]) -> str:
+    """The first few of many values."""
     return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
-class LabelCheck:
-    """Refuses labels that are no class ids, or none of the current or an earlier experience."""
-
-    def __init__(self) -> None:
-        self._of: tuple[int, tuple[int, ...]] = (-1, ())
-        self._classes = torch.zeros(0, dtype=torch.long)
-
-    def __call__(self, name: str, where: str, y: Any, rows: int, current: list[int], seen: list[int]) -> None:
-        """Check the labels of a batch of ``rows`` samples against the class ids.
-
-        Raises:
-            ValueError: with experience, epoch, batch, and the rows.
-        """
-        if not isinstance(y, Tensor) or y.shape != (rows,) or y.dtype.is_floating_point or y.dtype == torch.bool:
-            raise ValueError(
-                f"{name}: labels of {where} must be integer class ids of shape ({rows},), one per image, "
-                f"got {came(y)}. Are they one-hot or mixed, or given as floats?"
-            )
-        of = (len(seen), tuple(current))
-        if of != self._of or self._classes.device != y.device:
-            self._of, self._classes = of, torch.tensor(sorted({*current, *seen}), device=y.device)
-        known = torch.isin(y, self._classes)
-        if not bool(known.all()):
-            wrong = (~known).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"{name}: labels of {where} name classes that are in neither the current "
-                f"({listed(current)}) nor the earlier ({listed(seen) or 'none'}) experiences: row {wrong[0]} of the "
-                f"batch has {int(y[wrong[0]])}, and {len(wrong)} of {rows} rows are so. Does the dataset give other "
-                "labels than its `targets` say, by a target transform perhaps?"
-            )
-
-
-def check_loss(name: str, where: str, strategy: Any, loss: Tensor, terms: dict[str, Tensor]) -> None:
-    """Refuse a loss from which nothing can be learned, before its gradient reaches the weights.
-
-    Raises:
-        FloatingPointError: with experience, epoch, batch, and the terms.
-    """
-    if math.isfinite(loss.item()):
-        return
-    parts = ", ".join(f"{key} {float(value):.4g}" for key, value in terms.items())
-    rates = sorted({group["lr"] for group in strategy.optimizer.param_groups})
-    largest = float(strategy.mb_x.abs().max()) if isinstance(strategy.mb_x, Tensor) else float("nan")
-    raise FloatingPointError(
-        f"{name}: the loss of {where} is {loss.item()} ({parts}), though all images are finite (largest "
-        f"value {largest:.4g}): the model has diverged. Is the learning rate "
-        f"({', '.join(f'{float(rate):g}' for rate in rates)}) too high? This step has not been taken: the weights are "
-        "those after the one before."
+def describe_failure(error: Exception, name: str, strategy: Any) -> None:
+    """Add to an error of the model where it was, and of what batch."""
+    inputs = [came(x) for x in tensors_in(strategy.mb_x)] or [type(strategy.mb_x).__name__]
+    types = sorted({str(parameter.dtype) for parameter in strategy.model.parameters()})
+    hint = ""
+    if isinstance(strategy.mb_x, Tensor) and types and str(strategy.mb_x.dtype) not in types:
+        hint = " Is that type meant, or does the transform lack a ToTensor or a .float()?"
+    error.add_note(
+        f"  {name}: this was in {position(strategy)}. The model's input was {', '.join(inputs)}, its parameters are "
+        f"{', '.join(types) or 'none'}.{hint}"
     )
-
-
-def check_optimizer(name: str, strategy: Any) -> None:
-    """Refuse an optimiser with which this model cannot learn, or not what was meant.
-
-    Raises:
-        ValueError: it holds no parameter of the model, or has a learning rate that is no rate; or no parameter wants a
-            gradient.
-    """
-    groups, model = strategy.optimizer.param_groups, strategy.model
-    if wrong := [group["lr"] for group in groups if not 0 <= float(group["lr"]) < math.inf]:
-        raise ValueError(f"{name}: the optimiser's learning rate must be a finite number >= 0, got {float(wrong[0])}.")
-    parameters = list(model.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(
-            f"{name}: none of the {len(parameters)} parameters of {type(model).__name__} wants a gradient, so nothing "
-            "would be learned. Is it frozen (requires_grad_(False)), or a teacher?"
-        )
-    # Avalanche would add the model's to a foreign optimiser without a word. Heads that grow may have new ones by now.
-    held = {id(parameter) for group in groups for parameter in group["params"]}
-    growing = {id(p) for m in model.modules() if isinstance(m, DynamicModule) for p in m.parameters()}
-    fixed = [parameter for parameter in parameters if id(parameter) not in growing]
-    if fixed and not any(id(parameter) in held for parameter in fixed):
-        raise ValueError(
-            f"{name}: the optimiser holds none of the {len(fixed)} parameters of this {type(model).__name__}. Was it "
-            "made for another model, or for a copy? Make it of model.parameters()."
-        )
-
-
-def check_template(
-    name: str,
-    *,
-    model: Any,
-    optimizer: Any,
-    train_mb_size: int,
-    train_epochs: int,
-    eval_mb_size: int | None,
-    criterion: Any,
-    plugins: Any,
-    **others: Any,
-) -> None:
-    """Refuse what Avalanche takes, and only fails at later or trains nothing with.
-
-    Raises:
-        TypeError: no model, optimiser, criterion or list of plugins.
-        ValueError: no samples per step, or no epochs.
-    """
-    if not isinstance(model, nn.Module):
-        came = getattr(model, "__name__", type(model).__name__)
-        raise TypeError(f"{name}: model must be a torch module, got {came}.")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        came = getattr(optimizer, "__name__", type(optimizer).__name__)
-        raise TypeError(f"{name}: optimizer must be a torch optimiser of the model's parameters, got {came}.")
-    check_count(name, 1, train_mb_size=train_mb_size, train_epochs=train_epochs)
-    if eval_mb_size is not None:
-        check_count(name, 1, eval_mb_size=eval_mb_size)
-    if not callable(criterion):
-        raise TypeError(f"{name}: criterion must be callable, got {type(criterion).__name__}.")
-    if plugins is not None:
-        _check_plugins(name, plugins)
-
-
-def _check_plugins(name: str, plugins: Any) -> None:
-    if not isinstance(plugins, Sequence):
-        raise TypeError(f"{name}: plugins must be a list of plugins, got {type(plugins).__name__}.")
-    for number, plugin in enumerate(plugins):
-        if plugin is None or isinstance(plugin, type):
-            came = "None" if plugin is None else f"the class {plugin.__name__} itself: make one of it"
-            raise TypeError(f"{name}: plugins[{number}] must be a plugin, got {came}.")
-
-
-class Witness:
-    """A forward hook that speaks only when the forward pass fails: the error then says where, and of what batch."""
-
-    def __init__(self, name: str, where: str) -> None:
-        self.name, self.where = name, where
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Add a note to the error under way."""
-        error = sys.exception()
-        if output is not None or error is None or not args:
-            return
-        x, types = args[0], sorted({str(parameter.dtype) for parameter in module.parameters()})
-        hint = ""
-        if isinstance(x, Tensor) and types and str(x.dtype) not in types:
-            hint = " Is that type meant, or does the transform lack a ToTensor or a .float()?"
-        error.add_note(
-            f"  {self.name}: this was in {self.where}. The model's input was {came(x)}, its parameters are "
-            f"{', '.join(types) or 'none'}.{hint}"
-        )

@@ -1,29 +1,33 @@
-"""What the three methods share: the swap of the criterion, the teacher, and the ledger of classes."""
+"""What the three methods share: the objective in the criterion's place, the teacher, and the ledger of classes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from avalanche.models import avalanche_forward
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins.strategy_plugin import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_contrastive._checks import check_choice
-from avalanche_contrastive._rows import check_shared, rows_of
-from avalanche_contrastive._torch import compiled_in_place, unwrapped
+from avalanche_contrastive._rows import SharesBatches, sharing_plugin
+from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.models import ContrastiveModel
-from avalanche_contrastive.plugins.guards import (
-    LabelCheck,
-    Witness,
-    check_finite,
-    check_loss,
-    check_optimizer,
-    position,
+from avalanche_contrastive.plugins.guards import Guards
+from avalanche_contrastive.plugins.multihead import HeadGroups
+from avalanche_contrastive.plugins.partners import OWN_LOSS_TEMPLATES, REFUSED
+from avalanche_contrastive.plugins.step import BackwardPass, Step
+from avalanche_contrastive.readout import UNFITTED_LOGIT
+from avalanche_contrastive.tasks import (
+    check_stream,
+    classes_of,
+    is_in,
+    is_piece,
+    not_seen,
+    pairs_of,
+    seen_in,
+    starts_task,
 )
-from avalanche_contrastive.plugins.partners import IGNORING_TEMPLATES, UNFIT, check_partners
-from avalanche_contrastive.tasks import PAIR, check_stream, classes_of, is_piece, pair_codes, pairs_of, starts_task
 from avalanche_contrastive.teacher import frozen_copy
 
 __all__ = ["MethodPlugin"]
@@ -32,27 +36,31 @@ __all__ = ["MethodPlugin"]
 class MethodPlugin(SupervisedPlugin[Any], ABC):
     """A method whose objective replaces the strategy's criterion while it trains.
 
-    The objective stands in for the criterion during one call of it, between the forward pass and the loss: other
-    plugins add their penalties to ``strategy.loss`` as ever, in either order of the list, and evaluation sees the
-    user's criterion. After each experience the plugin keeps a frozen copy of the model, its teacher for the next.
+    Within a training iteration the objective is the criterion of the batch's own output, however often the loss is
+    asked for. Other plugins add their penalties to ``strategy.loss`` as ever, in either order of the list, and
+    evaluation sees the user's criterion. After each experience the plugin keeps a frozen copy of the model, its teacher
+    for the next.
 
     A task is an experience. On an online stream it is the experience that the pieces are cut from: all its classes are
     current in each of its pieces, and the teacher is the model as the previous task left it.
 
     Attributes:
-        teacher: the model after the previous task, in evaluation mode and without gradients; None before.
+        teacher: the model after the previous task, in evaluation mode and without gradients; None before, and in a
+            method that asks none.
         ledger: class ids by the experience that brought them, ``ledger[0]`` first. Ids, never ranges; in a model with a
             head per task pairs (task label, class id). An experience, or a piece, without a new class has an empty
             entry; a task's first piece brings all its classes.
         multi_head: whether the model has a head per task.
         terms: the last step's loss terms by name, detached, before weighting.
-        unfit: plugins that have no meaning beside this method, with the reason; refused when training begins.
+        gives_logits: whether the model gives class logits in training; if not, projections.
+        refused: plugins that have no meaning beside this method, with the reason; an error when training begins.
 
     Args:
         teacher_mode: "eval", or "train" to let the teacher's batch-norm layers normalise by the batch.
     """
 
-    unfit: Mapping[type, str] = UNFIT
+    refused: Mapping[type, str] = REFUSED
+    gives_logits = True
 
     def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
         super().__init__()
@@ -63,31 +71,45 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self.ledger: list[list[Any]] = []
         self.terms: dict[str, Tensor] = {}
         self.multi_head = False
+        self.guards = Guards(type(self).__name__)
+        self.computed, self.backward = False, BackwardPass()  # the objective in this iteration, and what came of it
+        self.labels = torch.zeros(0, dtype=torch.long)  # what tells the classes of the batch's rows apart, (B,)
         self._current: list[Any] = []  # classes of the current task, as in the ledger
         self._taught = 0  # entries of the ledger that the teacher knows
         self._trained: nn.Module | None = None  # between experiences: the model that the last one has trained
-        self._step = "idle"  # of an iteration: "idle", "computed" (the objective), "used" (as the loss)
-        self._where = ""  # in the stream, in words
-        self._check_labels = LabelCheck()
-        self._witness: Any = None  # the handle of its hook, during a forward pass
+        self._tables: dict[Any, Any] = {}  # what follows from the classes of the experience, see `table`
+        self.of_batch: dict[str, Any] = {}  # what follows from the batch; forgotten with it
+        self._step: Step | None = None  # while an experience is trained
+        self._shares: SharesBatches | None = None  # the plugin beside which each process has a part of every batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the strategy that trains at this moment, or to its batch."""
+        return {**vars(self), "_step": None, "_shares": None, "of_batch": {}, "_tables": {}}
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
-        """The method's whole loss, a scalar, for ``strategy.mb_output`` and ``strategy.mb_y``."""
+        """The method's whole loss, a scalar, for ``strategy.mb_output``, ``strategy.mb_y`` and ``self.labels``."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective asks a teacher; if not, no copy of the model is made."""
+        return True
 
     @property
     def seen_classes(self) -> list[Any]:
         """Classes of all finished experiences, in the order of the ledger."""
-        return [c for classes in self.ledger for c in classes]
+        return seen_in(self.ledger)
 
     @property
     def past(self) -> list[list[Any]]:
         """The ledger as the teacher knows it, without the current task's pieces and without empty entries."""
         return [classes for classes in self.ledger[: self._taught] if classes]
 
+    # ---- before an experience
+
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse a second method beside this one, each being the whole objective, and partners without a meaning."""
-        check_shared(strategy, type(self).__name__)
+        """Refuse a strategy that the method cannot train with."""
+        self._end_step()
         others = [p for p in strategy.plugins if isinstance(p, MethodPlugin) and p is not self]
         if others:
             raise ValueError(
@@ -101,11 +123,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
                 "strategy starts at its first: teacher, classes and memory of the other run would leak into it. Make "
                 "a new plugin for each run."
             )
-        if isinstance(strategy, IGNORING_TEMPLATES):
-            self._refuse_template(strategy)
-        check_partners(type(self).__name__, self.unfit, strategy.plugins)
-        if not self.ledger:  # later the model may have grown past the optimiser's parameters
-            check_optimizer(type(self).__name__, strategy)
+        if isinstance(strategy, OWN_LOSS_TEMPLATES):
+            raise self.own_loss_error(strategy)
+        self.guards.before_training(strategy, self.refused, first=not self.ledger, teacher=self.needs_teacher)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse what the method has no meaning for, before Avalanche fails on it.
@@ -127,11 +147,18 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """Note the classes of the task."""
         experience = strategy.experience
         self.multi_head = is_multi_task_module(strategy.model)
+        if self.gives_logits and isinstance(unwrapped(strategy.model), ContrastiveModel):
+            raise ValueError(
+                f"{type(self).__name__}: a ContrastiveModel gives projections in training, not class logits; it is "
+                "Co2L's. Use a classifier."
+            )
         if not self.multi_head:
             self._current = classes_of(experience)
             self._check_brought(strategy)
         elif starts_task(experience) or not self._current:
             self._current = pairs_of(experience)
+        self._tables, self._shares = {}, sharing_plugin(strategy)
+        self.guards.begin(strategy.model, strategy.device, self._current, self.seen_classes)
 
     def _check_brought(self, strategy: Any) -> None:
         """Refuse training data of classes that no experience has brought."""
@@ -145,96 +172,152 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
                 "on one after the other, or on a stream of a single experience."
             )
 
+    # ---- within an iteration
+
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Begin a step whose loss has not been computed."""
-        self._step = "idle"
+        """Stand in for the forward pass and the criterion until the iteration ends."""
+        self.computed = self.backward.seen = False
+        self.of_batch = {}
+        if self._step is None:
+            self._step = Step(self, strategy)
+        self._step.begin()
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse a batch of broken images or labels before batch statistics or weights have seen it."""
-        self._dismiss_witness()
-        name, x, y = type(self).__name__, strategy.mb_x, strategy.mb_y
-        self._where = position(strategy)
-        check_finite(name, self._where, x, y)
-        current, seen = self._current, self.seen_classes
-        if self.multi_head:
-            current, seen = [c for _, c in current], [c for _, c in seen]
-        self._check_labels(name, self._where, y, len(x), current, seen)
-        if not compiled_in_place(strategy.model):  # what compiles its own call compiles its hooks with it
-            self._witness = strategy.model.register_forward_hook(Witness(name, self._where), always_call=True)
-
-    def _dismiss_witness(self) -> None:
-        if self._witness is not None:
-            self._witness.remove()
-        self._witness = None
-
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse broken images in evaluation, too: a figure that counts them would say nothing."""
-        check_finite(type(self).__name__, position(strategy), strategy.mb_x, strategy.mb_y)
-
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Put the objective in the criterion's place, for one call."""
-        self._dismiss_witness()
-        _restore_criterion(strategy)
-        strategy._criterion = _Objective(self, strategy)
+    def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
+        """Run the strategy's forward pass on the batch: of the student, or of the teacher in the model's place."""
+        return forward()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Make sure that the objective was the loss."""
-        _restore_criterion(strategy)
-        if self._step != "computed":
-            self._refuse_template(strategy)
-        self._step = "used"
+        """Make sure that the objective is the loss, before another one reaches the weights."""
+        if not self.computed:
+            self._end_step()
+            raise self.own_loss_error(strategy)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Make sure that the objective was trained on: some templates have a loop without it."""
-        if self._step != "used":
-            self._refuse_template(strategy)
+        """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
+        if not self.backward.seen:
+            self._end_step()
+            raise self.own_loss_error(strategy)
+        if self._step is not None:
+            self._step.end()
+        self.of_batch = {}
+        if self.multi_head:
+            self._mask_other_heads(strategy)  # for the metrics, which come next
 
-    def _refuse_template(self, strategy: Any) -> None:
-        raise RuntimeError(
+    def _end_step(self) -> None:
+        if self._step is not None:
+            self._step.end()
+        self._step, self.of_batch = None, {}
+
+    def own_loss_error(self, strategy: Any) -> RuntimeError:
+        """The error for a strategy that trains on another loss."""
+        return RuntimeError(
             f"{type(self).__name__}: {type(strategy).__name__} trains without calling strategy.criterion() between "
-            "the forward and the backward pass, so this method's objective would be ignored. Use Naive or another "
-            "strategy that trains with its criterion. (Or does another plugin evaluate between the two?)"
+            "the forward and the backward pass, or with a criterion() of its own that leaves strategy._criterion out, "
+            "so this method's objective would be ignored. Use Naive or another strategy that trains with its "
+            "criterion. (Or does another plugin evaluate between the two?)"
         )
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Have autocast round the new weights: around a whole training it would keep its copies of the first ones."""
-        torch.clear_autocast_cache()
+    # ---- in evaluation, and after an experience
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
-        self._dismiss_witness()
-        _restore_criterion(strategy)
+        self._end_step()
+        torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse broken images in evaluation, too."""
+        self.guards.evaluated(strategy)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """In a model with a head per task: no logit for what a head does not have."""
+        if self.multi_head and self.ledger:
+            self._mask_other_heads(strategy)
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Widths in evaluation are others than in training."""
+        self._tables = {}
+
+    def _mask_other_heads(self, strategy: Any) -> None:
+        """Avalanche pads the logits of a narrow head with zeros, which may be more than what its own classes get."""
+        logits = strategy.mb_output
+        if isinstance(unwrapped(strategy.model), ContrastiveModel) or not isinstance(logits, Tensor):
+            return
+
+        def make() -> HeadGroups:
+            return self.head_groups(logits, lambda t: [self.classes_of_head([*self.seen_classes, *self._current], t)])
+
+        heads = self.table("own", make, logits.shape[1])
+        known = is_in(strategy.mb_task_id.long(), heads.labels)
+        foreign = (heads.of(strategy.mb_task_id) < 0) & known[:, None]
+        strategy.mb_output = logits.detach().masked_fill(foreign, UNFITTED_LOGIT)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The experience's new classes enter the ledger; the model becomes the teacher, if the task is over."""
         self._trained = strategy.model
-        known = set(self.seen_classes)
-        self.ledger.append([c for c in self._current if c not in known])
+        self.ledger.append(not_seen(self._current, self.ledger))
         if not is_piece(strategy.experience):
             self._take_teacher(strategy.model)
+        self._end_step()
+        self._tables, self._shares = {}, None
+        self.guards.end()
+
+    # ---- the teacher
 
     def _take_teacher(self, model: nn.Module) -> None:
-        self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
         self._taught = len(self.ledger)
+        if self.needs_teacher:
+            self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
+
+    def teacher_says(self, strategy: Any, ask: Callable[[Any], Any] | None = None) -> Any:
+        """What the teacher says of the batch; asked once, however often the loss is wanted.
+
+        Args:
+            strategy: the one that trains.
+            ask: gives it; None: `teacher_forward`.
+        """
+        x = strategy.mb_x
+        version = getattr(x, "_version", 0)  # a plugin may change the batch in place
+        batch, known, answer = self.of_batch.get("teacher", (None, 0, None))
+        if batch is not x or known != version:
+            answer = (ask or self.teacher_forward)(strategy)
+            self.of_batch["teacher"] = x, version, answer
+        return answer
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The whole batch (B, ...) of what this process has for its rows."""
+        rows = None if self._shares is None else self._shares.rows
+        return x if rows is None else rows.whole(x)
 
     def teacher_forward(self, strategy: Any) -> Tensor:
-        """The teacher's output for the current batch, (B, K_teacher), without gradients."""
-        assert self.teacher is not None
-        rows = rows_of(strategy)
-        task_ids = rows.own(strategy.mb_task_id) if hasattr(strategy.experience, "task_labels") else None
-        with torch.no_grad(), rows.shared_statistics(self.teacher):
-            output: Tensor = avalanche_forward(self.teacher, rows.own(strategy.mb_x), task_ids)
-            return rows.whole(output)
+        """The teacher's output for the current batch, (B, ...), without gradients.
 
-    def row_labels(self, strategy: Any) -> Tensor:
-        """What tells the classes of the batch's rows apart, (B,): class ids, or codes of pairs with the task label."""
-        y: Tensor = strategy.mb_y
-        return pair_codes(strategy.mb_task_id, y) if self.multi_head else y
+        The strategy's own forward pass is run with the teacher in the model's place: whatever it makes of a batch and
+        of a model's output is made here, too.
+        """
+        teacher, model = self.teacher, strategy.model
+        assert teacher is not None
+        rows = None if self._shares is None else self._shares.rows
+        mode, strategy.model = teacher.training, teacher
+        # Co2L's model as a whole gives projections in training mode; all its layers stay in evaluation mode.
+        teacher.training = mode or not self.gives_logits
+        try:
+            with torch.no_grad():
+                output: Tensor = strategy.forward() if rows is None else rows.run(strategy)
+                return output
+        finally:
+            strategy.model, teacher.training = model, mode
 
-    def is_current(self, labels: Tensor) -> Tensor:
-        """Which row labels (B,) are of the current task, (B,) bool."""
-        current = [task * PAIR + c for task, c in self._current] if self.multi_head else self._current
-        return torch.isin(labels, torch.tensor(current, device=labels.device))
+    # ---- classes
+
+    def table(self, name: str, make: Callable[[], Any], *key: Any) -> Any:
+        """What ``make`` gives, made once per experience for a name and a key (a width, a device)."""
+        if (name, *key) not in self._tables:
+            self._tables[name, *key] = make()
+        return self._tables[name, *key]
+
+    def is_current(self) -> Tensor:
+        """Which rows of the batch are of the current task's classes, (B,) bool."""
+        return is_in(self.labels, self.guards.current)
 
     def class_groups(self, like: Tensor, groups: list[list[int]]) -> Tensor:
         """The index of the group that each column of ``like`` (B, K) is in, (K,); -1 in none."""
@@ -251,46 +334,23 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             index[classes] = number
         return index
 
+    def head_groups(self, like: Tensor, groups: Callable[[int], list[list[int]]]) -> HeadGroups:
+        """`class_groups` of each head, by its task label."""
+        tasks = sorted({task for task, _ in (*self.seen_classes, *self._current)})
+        return HeadGroups(tasks, [self.class_groups(like, groups(task)) for task in tasks])
+
+    @staticmethod
+    def classes_of_head(classes: list[Any], task: int | None) -> list[int]:
+        """The ids of one head's classes, of pairs (task label, class id); without a head, of ids, all of them."""
+        return classes if task is None else [c for t, c in classes if t == task]
+
     def check_logits(self, strategy: Any) -> Tensor:
         """The model's output as logits (B, K), or an error."""
         output = strategy.mb_output
         if not isinstance(output, Tensor) or output.ndim != 2:
-            came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"{type(self).__name__}: the model must give class logits (B, K) in training, got {came}. "
+                f"{type(self).__name__}: the model must give class logits (B, K) in training, got {given}. "
                 "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output?"
             )
-        if isinstance(unwrapped(strategy.model), ContrastiveModel):
-            raise ValueError(
-                f"{type(self).__name__}: a ContrastiveModel gives projections in training, not class logits; it is "
-                "Co2L's. Use a classifier."
-            )
         return output
-
-
-class _Objective:
-    """Stands in for the criterion for one call and gives it back at once, so that no error can leave it there.
-
-    Only the call for the output of the step counts: other plugins may want the user's criterion for outputs of theirs.
-    """
-
-    def __init__(self, method: MethodPlugin, strategy: Any) -> None:
-        self.method, self.strategy, self.criterion = method, strategy, strategy._criterion
-
-    def __call__(self, output: Any, y: Tensor) -> Tensor:
-        if output is not self.strategy.mb_output:
-            loss: Tensor = self.criterion(output, y)
-            return loss
-        _restore_criterion(self.strategy)
-        self.method._step = "computed"
-        loss = self.method.objective(self.strategy)
-        check_loss(type(self.method).__name__, self.method._where, self.strategy, loss, self.method.terms)
-        return loss
-
-
-def _restore_criterion(strategy: Any) -> bool:
-    """Give the user's criterion back; whether that was needed."""
-    if not isinstance(strategy._criterion, _Objective):
-        return False
-    strategy._criterion = strategy._criterion.criterion
-    return True

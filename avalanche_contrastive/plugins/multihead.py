@@ -1,85 +1,109 @@
 """Losses of models with a head for each task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
 from avalanche_contrastive._torch import still_statistics
-from avalanche_contrastive.losses import separated_softmax, taskwise_distillation
+from avalanche_contrastive.losses import taskwise_distillation
 
-__all__ = ["head_logits", "headwise_cross_entropy", "headwise_distillation"]
+__all__ = ["HeadGroups", "PastHeads", "row_softmax"]
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
-def head_logits(model: nn.Module, x: Tensor, groups: Sequence[tuple[int, list[int]]]) -> Tensor:
-    """What other heads than their own say of all rows.
-
-    One pass in which the model runs all its heads, as Avalanche's multi-task models do without task labels. Columns
-    that a head has for no class of its own never get in.
+class HeadGroups:
+    """What the columns of a multi-task model's logits mean in each head, as tensors.
 
     Args:
-        model: a multi-task model of Avalanche's kind.
-        x: the batch, (B, ...).
-        groups: task label and class ids; the heads' columns of these classes, side by side.
+        labels: task labels of the heads.
+        groups: for each of them the groups (K,) of its columns; -1 takes no part.
+    """
+
+    def __init__(self, labels: Sequence[int], groups: Sequence[Tensor]) -> None:
+        order = sorted(range(len(labels)), key=lambda i: labels[i])
+        self.groups = torch.stack([groups[i] for i in order])
+        self.labels = torch.tensor([labels[i] for i in order], device=self.groups.device)
+
+    def of(self, task_labels: Tensor) -> Tensor:
+        """The groups of each row's own head, (B, K); of another head for a label that none has."""
+        place = torch.searchsorted(self.labels, task_labels.long()).clamp_(max=len(self.labels) - 1)
+        return self.groups[place]
+
+
+def row_softmax(logits: Tensor, y: Tensor, groups: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Cross-entropy in which each row's softmax runs over the group of its class, in groups of its own.
+
+    ``separated_softmax`` with other groups in each row.
+
+    Args:
+        logits: (B, K).
+        y: class ids, (B,).
+        groups: (B, K) or (1, K) integers.
+        counted: which rows count, (B,) bool; None: all.
 
     Returns:
-        Logits, (B, number of classes in all groups).
-
-    Raises:
-        ValueError: the model does not give {task label: logits} where the task labels are None.
+        Scalar, the mean over the rows that count; zero where none does.
     """
-    outputs = avalanche_forward(model, x, None)
-    if not isinstance(outputs, dict):
-        raise ValueError(
-            f"{type(model).__name__}: a multi-task model must give a dictionary {{task label: logits}} for "
-            f"task_labels=None, got {type(outputs).__name__}. Subclass avalanche.models.MultiTaskModule, whose "
-            "forward_all_tasks does, or wrap a model in avalanche.models.as_multitask."
-        )
-    # A model read from a state dict has the heads, but not the set of tasks that Avalanche keeps beside them.
-    heads = {t: outputs[t] if t in outputs else avalanche_forward(model, x, t) for t in {t for t, _ in groups}}
-    return torch.cat([heads[task][:, classes] for task, classes in groups], dim=1)
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # a model may compute in half precision
+        own = groups.expand_as(logits).gather(1, y[:, None])
+        logits = logits.masked_fill(groups != own, torch.finfo(logits.dtype).min)
+        if counted is None:
+            return F.cross_entropy(logits, y)
+        total = F.cross_entropy(logits, torch.where(counted, y, IGNORED), reduction="sum")
+        return total / counted.sum().clamp(min=1)
 
 
-def headwise_distillation(
-    model: nn.Module,
-    teacher: nn.Module,
-    x: Tensor,
-    groups: Sequence[tuple[int, list[int]]],
-    *,
-    temperature: float,
-) -> Tensor:
-    """``taskwise_distillation`` of each group's head over all rows, whatever their own task.
+class PastHeads:
+    """The heads of earlier tasks, and what they say of all rows, whatever the rows' own task.
 
-    The student goes through the batch a second time for it, as in Avalanche's LwF: its own forward pass gives each row
-    the logits of one head only. Batch statistics are noted once.
+    A model's own forward pass gives each row the logits of one head only. Here it runs all its heads in one pass, as
+    Avalanche's multi-task models do without task labels. Columns that a head has for no class of its own never get in.
 
     Args:
-        model: the student, a multi-task model.
-        teacher: the model after the previous task.
-        x: the batch, (B, ...).
-        groups: task label and class ids, one softmax each.
-        temperature: T.
+        classes: task label and class ids of each head that is distilled, one softmax each.
+        device: of the batches.
     """
-    with still_statistics(model):
-        student = head_logits(model, x, groups)
-    with torch.no_grad():
-        kept = head_logits(teacher, x, groups)
-    softmax = [number for number, (_, classes) in enumerate(groups) for _ in classes]
-    return taskwise_distillation(student, kept, torch.tensor(softmax, device=x.device), temperature=temperature)
 
+    def __init__(self, classes: Sequence[tuple[int, list[int]]], device: torch.device) -> None:
+        self.heads = [(task, torch.tensor(ids, device=device)) for task, ids in classes]
+        softmax = [number for number, (_, ids) in enumerate(classes) for _ in ids]
+        self.softmax = torch.tensor(softmax, device=device)
 
-def headwise_cross_entropy(logits: Tensor, y: Tensor, task_labels: Tensor, groups: Callable[[int], Tensor]) -> Tensor:
-    """``separated_softmax`` with the groups of each row's own head, mean over all rows.
+    def logits(self, model: nn.Module, x: Any) -> Tensor:
+        """Logits of the heads' classes side by side, (B, number of classes).
 
-    Args:
-        logits: each row's by its own head, (B, K).
-        y: class ids, (B,).
-        task_labels: (B,).
-        groups: the groups (K,) of a head's classes, by its task label; -1 takes no part.
-    """
-    total = logits.new_zeros(())
-    for task in task_labels.unique().tolist():
-        rows = task_labels == task
-        total = total + rows.sum() * separated_softmax(logits[rows], y[rows], groups(task))
-    return total / len(y)
+        Raises:
+            ValueError: the model does not give {task label: logits} where the task labels are None.
+        """
+        outputs = avalanche_forward(model, x, None)
+        if not isinstance(outputs, dict):
+            raise ValueError(
+                f"{type(model).__name__}: a multi-task model must give a dictionary {{task label: logits}} for "
+                f"task_labels=None, got {type(outputs).__name__}. Subclass avalanche.models.MultiTaskModule, whose "
+                "forward_all_tasks does, or wrap a model in avalanche.models.as_multitask."
+            )
+        # A model read from a state dict has the heads, but not the set of tasks that Avalanche keeps beside them.
+        for task in {task for task, _ in self.heads} - outputs.keys():
+            outputs[task] = avalanche_forward(model, x, task)
+        return torch.cat([outputs[task].index_select(1, ids) for task, ids in self.heads], dim=1)
+
+    def distillation(self, model: nn.Module, x: Any, kept: Tensor, *, temperature: float) -> Tensor:
+        """``taskwise_distillation`` of each head over all rows.
+
+        The student goes through the batch a second time for it, as in Avalanche's LwF. Batch statistics are noted once.
+
+        Args:
+            model: the student.
+            x: the batch.
+            kept: the teacher's `logits`.
+            temperature: T.
+        """
+        with still_statistics(model):
+            student = self.logits(model, x)
+        return taskwise_distillation(student, kept, self.softmax, temperature=temperature)

@@ -1,6 +1,6 @@
-"""Replay rows beside the current ones, from any Avalanche storage policy."""
+"""Memory: the exemplars of any Avalanche storage policy, and how they come into a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,15 @@ from avalanche.training.storage_policy import (
     ParametricBuffer,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from avalanche_contrastive._checks import came, check_count
+from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.tasks import is_piece
 
-__all__ = ["ReplayLoader", "ReplayMethodPlugin"]
+__all__ = ["AnyReplayLoader", "ReplayLoader", "ReplayMethodPlugin", "with_replay"]
 
 
 class ReplayMethodPlugin(MethodPlugin):
@@ -48,7 +49,7 @@ class ReplayMethodPlugin(MethodPlugin):
             check_count(name, 1, batch_size_mem=batch_size_mem)
         self.mem_size = mem_size
         self.batch_size_mem = batch_size_mem
-        self.storage_policy = make_storage(name, mem_size, storage_policy)
+        self.storage_policy = _checked_storage(name, mem_size, storage_policy)
         self._memory: Any = None
 
     @property
@@ -81,20 +82,13 @@ class ReplayMethodPlugin(MethodPlugin):
                 "after it would get none. Use ReservoirSamplingBuffer or ClassBalancedBuffer on online streams."
             )
 
-    def before_training_epoch(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
-        """Add the replayed rows to whatever loader the other plugins have settled on by now."""
-        if self.batch_size_mem is None or isinstance(strategy.dataloader, ReplayLoader):
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the replayed rows to whatever loader the other plugins have settled on by now, in an order of its own."""
+        if self.batch_size_mem is None or len(self.memory) == 0:
             return
-        if len(self.memory) > 0:
-            seed = own_seed(len(self.ledger), strategy.clock.train_exp_epochs)
-            strategy.dataloader = ReplayLoader(
-                strategy.dataloader, self.memory.train(), self.batch_size_mem, seed=seed, num_workers=num_workers
-            )
-
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Give the loader back as it was."""
-        if isinstance(strategy.dataloader, ReplayLoader):
-            strategy.dataloader = strategy.dataloader.loader
+        if not isinstance(strategy.dataloader, (ReplayLoader, AnyReplayLoader)):
+            strategy.dataloader = with_replay(strategy.dataloader, self.memory.train(), self.batch_size_mem)
+        strategy.dataloader.order.seed = own_seed(len(self.ledger), strategy.clock.train_exp_epochs)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Teacher and ledger first, then the exemplars of the experience."""
@@ -126,7 +120,7 @@ def _by_update(storage_policy: ExemplarsBuffer) -> bool:
     return by_experience or isinstance(storage_policy, ExperienceBalancedBuffer)
 
 
-def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
+def _checked_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
     """The storage policy of a plugin: the user's, or a class-balanced random one of ``mem_size`` samples."""
     check_count(name, 0, mem_size=mem_size)
     if storage_policy is None:
@@ -144,80 +138,149 @@ def make_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | Non
     return storage_policy
 
 
-class ReplayLoader:
-    """A loader whose batches carry ``rows`` replayed samples after the loader's own.
+# ---- rows of the memory beside those of a loader
+
+
+def with_replay(loader: Any, memory: Any, rows: int) -> "ReplayLoader | AnyReplayLoader":
+    """A loader whose batches carry ``rows`` samples of the memory after the loader's own.
 
     The number of replayed rows is the same in every batch, however small the memory: it is gone through in random
-    order, again and again. Lives for one epoch, so that nothing holds an iterator in between.
+    order, again and again, which follows from ``order.seed``. The global random state is not drawn from.
 
     Args:
-        loader: gives batches as sequences of tensors with a common first axis.
+        loader: torch's, one of Avalanche's, or anything that gives batches. The collation of the first two is used for
+            the batch as a whole.
         memory: the replayed samples, an Avalanche dataset.
         rows: replayed samples per batch.
-        seed: of the order; the global random state is not drawn from.
-        num_workers: of the memory's own loader.
     """
+    source = torch_loader(loader)
+    return AnyReplayLoader(loader, memory, rows) if source is None else ReplayLoader(loader, source, memory, rows)
 
-    def __init__(self, loader: Any, memory: Any, rows: int, *, seed: int = 0, num_workers: int = 0) -> None:
-        self.loader, self.memory, self.rows = loader, memory, rows
-        self.seed, self.num_workers = seed, num_workers
+
+class ReplayLoader(DataLoader[Any]):
+    """The torch loader of a loader, with rows of the memory behind its own in every batch."""
+
+    def __init__(self, loader: Any, source: DataLoader[Any], memory: Any, rows: int) -> None:
+        self.loader = loader
+        data = _BothDatasets(source.dataset, memory)
+        self.order = _BothSamplers(source.batch_sampler, data.current_size, len(memory), rows)
+        super().__init__(
+            data,
+            batch_sampler=self.order,
+            collate_fn=_Collation(source.collate_fn, source.dataset),
+            generator=source.generator,
+            **arguments_of(source),
+        )
+
+
+class AnyReplayLoader:
+    """The batches of any iterable, with rows of the memory behind each."""
+
+    def __init__(self, loader: Any, memory: Any, rows: int) -> None:
+        self.loader = loader
+        self.order = _MemoryOrder(len(memory), rows)
+        own_draws = torch.Generator()
+        self.memory = DataLoader(memory, batch_sampler=self.order, collate_fn=memory.collate_fn, generator=own_draws)
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        current, memory = self.parts()
-        replayed = iter(memory)
-        for batch in current:
-            yield self.joined([batch, next(replayed)])
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch, replayed in zip(self.loader, self.memory, strict=False):
+            yield _joined(batch, replayed)
 
-    def parts(self) -> tuple[Any, DataLoader[Any]]:
-        """The loaders of the current and of the replayed rows; the second never ends. `joined` joins their batches."""
+
+class _MemoryOrder(Sampler[list[int]]):
+    """Indices of the replayed rows, batch by batch without an end: all in random order, then all in another order."""
+
+    def __init__(self, size: int, rows: int) -> None:
+        self.size, self.rows, self.seed = size, rows, 0
+
+    def __iter__(self) -> Iterator[list[int]]:
         draws = torch.Generator().manual_seed(self.seed)
-        replayed = DataLoader(
-            self.memory,
-            batch_size=self.rows,
-            sampler=_Endless(len(self.memory), draws),
-            generator=draws,
-            num_workers=self.num_workers,
-        )
-        return self.loader, replayed
-
-    @staticmethod
-    def joined(batches: Sequence[Any]) -> list[Tensor]:
-        """A batch of each of the ``parts`` as one."""
-        return _joined(*batches)
-
-    def __getattr__(self, name: str) -> Any:
-        # Whatever else another plugin asks of a loader is the wrapped one's.
-        if name == "loader":
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-
-class _Endless(Sampler[int]):
-    """All indices in random order, then all in another order, and so on."""
-
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self.size, self.generator = size, generator
-
-    def __iter__(self) -> Iterator[int]:
+        torch.empty((), dtype=torch.int64).random_(generator=draws)  # what a loader of torch's draws for its workers
+        order: list[int] = []
         while True:
-            yield from torch.randperm(self.size, generator=self.generator).tolist()
+            while len(order) < self.rows:
+                order = order + torch.randperm(self.size, generator=draws).tolist()
+            yield order[: self.rows]
+            order = order[self.rows :]
 
 
-def _joined(batch: Any, rows: Any) -> list[Tensor]:
-    # Class-balanced buffers of Avalanche add task labels to streams that have none: those are left out.
+class _BothSamplers(_MemoryOrder):
+    """Batches of indices of the current data, each followed by indices of the memory, which lies behind it."""
+
+    def __init__(self, batches: Any, current: int, size: int, rows: int) -> None:
+        super().__init__(size, rows)
+        self.batches, self.current = batches, current
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch, replayed in zip(self.batches, super().__iter__(), strict=False):
+            yield [*batch, *(self.current + i for i in replayed)]
+
+
+class _BothDatasets(Dataset[Any]):
+    """Current data and memory; the samples of a batch are fetched from each at once, where it can do that."""
+
+    def __init__(self, current: Any, memory: Any) -> None:
+        self.current, self.memory, self.current_size = current, memory, len(current)
+
+    def __len__(self) -> int:
+        return self.current_size + len(self.memory)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        current = [i for i in indices if i < self.current_size]
+        replayed = [i - self.current_size for i in indices if i >= self.current_size]
+        return [_fetched(self.current, current), _fetched(self.memory, replayed)]
+
+
+def _fetched(data: Any, indices: list[int]) -> Any:
+    return data.__getitems__(indices) if hasattr(data, "__getitems__") else [data[i] for i in indices]
+
+
+class _Collation:
+    """A batch of the samples of both: each by torch's own collation, or all together by the user's.
+
+    Another collation may make of samples what fits these samples only: it pads them to the longest, say.
+    Class-balanced buffers of Avalanche add task labels to streams that have none: those are left out.
+    """
+
+    def __init__(self, collate: Any, current: Any) -> None:
+        self.collate, self.current = collate, current
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        current, replayed = samples
+        if self.collate is default_collate and len(current) and len(replayed):
+            return _joined(self.collate(current), self.collate(replayed))
+        if not len(replayed):
+            return self.collate(current)
+        width = len(current[0] if len(current) else self.current[0])  # none here, in one of several processes
+        return self.collate([*current, *(tuple(sample)[:width] for sample in replayed)])
+
+
+def _joined(batch: Any, rows: Any) -> list[Any]:
     if len(rows) < len(batch):
         raise ValueError(
             f"a current sample has {len(batch)} parts but a replayed one {len(rows)}: the training dataset carries "
             "attributes that the buffer does not. Does another plugin add some to strategy.adapted_dataset?"
         )
-    for number, (current, replayed) in enumerate(zip(batch, rows, strict=False)):
-        if (current.shape[1:], current.dtype) != (replayed.shape[1:], replayed.dtype):  # torch would mix the types
-            raise ValueError(
-                f"{('images', 'labels')[number] if number < 2 else f'parts {number}'} of this experience are "
-                f"{came(current[0])}, those in the memory {came(replayed[0])}, and one batch holds both. Give all "
-                "experiences samples of one size and type, by a transform."
-            )
-    return [torch.cat([current, replayed]) for current, replayed in zip(batch, rows, strict=False)]
+    names = ("images", "labels", *(f"parts {number}" for number in range(2, len(batch))))
+    return [_joined_part(*parts) for parts in zip(names, batch, rows, strict=False)]
+
+
+def _joined_part(name: str, current: Any, replayed: Any) -> Any:
+    if isinstance(current, Mapping):
+        return {key: _joined_part(name, part, replayed[key]) for key, part in current.items()}
+    if isinstance(current, (list, tuple)) and current and isinstance(current[0], (Tensor, Mapping)):
+        return [_joined_part(name, *parts) for parts in zip(current, replayed, strict=True)]
+    tensors = isinstance(current, Tensor) and isinstance(replayed, Tensor)
+    if not tensors or (current.shape[1:], current.dtype) != (replayed.shape[1:], replayed.dtype):
+        sample, stored = (part[0] if isinstance(part, Tensor) else part for part in (current, replayed))
+        raise ValueError(  # torch would mix the types
+            f"{name} of this experience are {came(sample)}, those in the memory {came(stored)}, and one batch holds "
+            "both. Give all experiences samples of one size and type, by a transform."
+        )
+    return torch.cat([current, replayed])

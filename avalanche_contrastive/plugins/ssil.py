@@ -3,15 +3,16 @@
 import warnings
 from typing import Any, Literal
 
+import torch
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.losses import separated_softmax, taskwise_distillation
-from avalanche_contrastive.plugins.multihead import headwise_cross_entropy, headwise_distillation
+from avalanche_contrastive.plugins.multihead import PastHeads, row_softmax
 from avalanche_contrastive.plugins.replay import ReplayMethodPlugin
-from avalanche_contrastive.tasks import by_head
+from avalanche_contrastive.tasks import by_head, not_seen, seen_in
 
 __all__ = ["SSILPlugin"]
 
@@ -80,41 +81,55 @@ class SSILPlugin(ReplayMethodPlugin):
                 stacklevel=2,
             )
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Only the distillation asks it."""
+        return self.distillation != "none" and self.weight > 0
+
     def objective(self, strategy: Any) -> Tensor:
         """Separated softmax, plus the distillation once there is a teacher."""
         logits = self.check_logits(strategy)
         loss = self._cross_entropy(strategy, logits)
         self.terms = {"cross_entropy": loss.detach()}
-        if self.teacher is None or self.distillation == "none" or self.weight == 0:
+        if self.teacher is None:
             return loss
         kept = self._distillation(strategy, logits)
         self.terms["distillation"] = kept.detach()
         return loss + self.weight * kept
 
     def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
-        old = [c for c in self.seen_classes if c not in set(self._current)]
-        if not self.multi_head:
-            return separated_softmax(logits, strategy.mb_y, self._groups(logits, old, self._current))
-        old_by_head, current = dict(by_head(old)), dict(by_head(self._current))
-        return headwise_cross_entropy(
-            logits,
-            strategy.mb_y,
-            strategy.mb_task_id,
-            lambda task: self._groups(logits, old_by_head.get(task, []), current.get(task, [])),
-        )
+        if self.multi_head:
+            heads = self.table("heads", lambda: self.head_groups(logits, self._old_and_new), logits.shape[1])
+            return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id))
+        groups = self.table("groups", lambda: self.class_groups(logits, self._old_and_new(None)), logits.shape[1])
+        return separated_softmax(logits, strategy.mb_y, groups)
 
-    def _groups(self, logits: Tensor, old: list[int], current: list[int]) -> Tensor:
-        return self.class_groups(logits, [old, current] if self.separated else [old + current])
+    def _old_and_new(self, task: int | None) -> list[list[int]]:
+        """The classes whose softmax a row of an old class, and of a new one, runs over; of a head, if one is named."""
+        new = self.classes_of_head(self._current, task)
+        old = not_seen(self.classes_of_head(self.seen_classes, task), [new])
+        return [old, new] if self.separated else [old + new]
 
     def _distillation(self, strategy: Any, logits: Tensor) -> Tensor:
-        assert self.teacher is not None
         if self.multi_head:
-            heads = [head for classes in self.past for head in by_head(classes)]
-            return headwise_distillation(
-                unwrapped(strategy.model), self.teacher, strategy.mb_x, heads, temperature=self.temperature
-            )
-        teacher_logits = self.teacher_forward(strategy)
-        tasks = self.past if self.distillation == "task" else [[c for classes in self.past for c in classes]]
-        return taskwise_distillation(
-            logits, teacher_logits, self.class_groups(teacher_logits, tasks), temperature=self.temperature
-        )
+            kept, model = self.teacher_says(strategy, self._head_logits), unwrapped(strategy.model)
+            return self._past_heads(strategy).distillation(model, strategy.mb_x, kept, temperature=self.temperature)
+        kept = self.teacher_says(strategy)
+        tasks = self.table("tasks", lambda: self.class_groups(kept, self._softmaxes()), kept.shape[1])
+        return taskwise_distillation(logits, kept, tasks, temperature=self.temperature)
+
+    def _softmaxes(self) -> list[list[int]]:
+        return self.past if self.distillation == "task" else [seen_in(self.past)]
+
+    @torch.no_grad()
+    def _head_logits(self, strategy: Any) -> Tensor:
+        """The teacher's, of all earlier heads."""
+        assert self.teacher is not None
+        return self._past_heads(strategy).logits(self.teacher, strategy.mb_x)
+
+    def _past_heads(self, strategy: Any) -> PastHeads:
+        def make() -> PastHeads:
+            return PastHeads([head for classes in self.past for head in by_head(classes)], strategy.device)
+
+        heads: PastHeads = self.table("past heads", make)
+        return heads

@@ -1,39 +1,81 @@
-"""Views of a training batch, made when the model is called."""
+"""Views of a training batch, drawn where the model is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
+from torch import Tensor, nn
 
+from avalanche_contrastive._torch import compiled_in_place
 from avalanche_contrastive.data import stack_views
-from avalanche_contrastive.plugins.guards import check_finite
 
-__all__ = ["ViewMaker"]
+__all__ = ["Drawn", "run_on", "views_of"]
 
 
-class ViewMaker:
-    """A forward pre-hook that gives the model views of its batch, and keeps them by what the model made of them."""
+Drawn = list[tuple[Any, int, Any]]  # batches as they were, and their views
 
-    def __init__(self, augmentation: Callable[[Tensor], Tensor], views: int, where: str, y: Tensor) -> None:
-        self.augmentation, self.views, self.where, self.y = augmentation, views, where, y
-        self.stacked: Tensor | None = None
-        self.kept: list[tuple[Any, Tensor | None]] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ViewMaker":
-        # A copy of the model gets views, but keeps its own.
-        return ViewMaker(self.augmentation, self.views, self.where, self.y)
+def views_of(drawn: Drawn, augmentation: Callable[[Any], Any], views: int, x: Any) -> Any:
+    """Views of a batch, (B, V, ...): the same ones, however often they are wanted within an iteration.
 
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Views in the place of the batch."""
-        self.stacked = stack_views(args[0], self.augmentation, self.views)
-        check_finite("Co2LPlugin", self.where, self.stacked, self.y, "views that the augmentation made of the images")
-        return (self.stacked, *args[1:])
+    Args:
+        drawn: the views of this iteration so far; new ones are added.
+        augmentation: maps a batch to one of the same shape, drawing for each image on its own.
+        views: V.
+        x: the batch, (B, ...), or a dictionary or tuple of tensors.
+    """
+    version = getattr(x, "_version", 0)  # a plugin may change the batch in place
+    for batch, known, made in drawn:
+        if (batch is x and known == version) or (batch is not x and _equal(batch, x)):
+            return made
+    if isinstance(x, Tensor):
+        made = stack_views(x, augmentation, views)
+    else:
+        made = _stacked([augmentation(x) for _ in range(views)])
+    drawn.append((x, version, made))
+    return made
 
-    def keep(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Keep the views by the output."""
-        self.kept.append((output, self.stacked))
 
-    def views_of(self, output: Any) -> Tensor | None:
-        """The views that gave an output; another plugin may have called the model since."""
-        return next((views for result, views in self.kept if result is output), self.stacked)
+def run_on(make: Callable[[Any], Any], strategy: Any, forward: Callable[[], Any]) -> Any:
+    """A strategy's forward pass in which the model gets what is made of its input.
+
+    Args:
+        make: maps what the model would get to what it gets.
+        strategy: its model is called.
+        forward: the pass.
+    """
+    if getattr(forward, "__func__", None) is SupervisedProblem.forward or compiled_in_place(strategy.model):
+        batch = strategy.mbatch
+        strategy.mbatch = [make(batch[0]), *batch[1:]]
+        try:
+            return forward()
+        finally:
+            strategy.mbatch = batch
+
+    def give(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (make(args[0]), *args[1:])
+
+    # A forward pass of the user's own makes something of the batch first, or takes a part of it: only the call of the
+    # model shows what its input is.
+    handle = strategy.model.register_forward_pre_hook(give)
+    try:
+        return forward()
+    finally:
+        handle.remove()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same: a process cuts its rows out anew, and so may a forward pass of the user's."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _stacked(views: list[Any]) -> Any:
+    first = views[0]
+    if isinstance(first, Tensor):
+        return torch.stack(views, dim=1)
+    if isinstance(first, Mapping):
+        return {key: _stacked([view[key] for view in views]) for key in first}
+    return type(first)(_stacked(list(parts)) for parts in zip(*views, strict=True))

@@ -262,7 +262,7 @@ def test_within_training_or_evaluation(tmp_path, hook):
 def test_after_an_error_within_an_experience(tmp_path):
     strategy = build("CSD")
     strategy.train_mb_size = 0
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(ValueError, match="mb_size"):
         strategy.train(stream().train_stream[0])
     with pytest.raises(CheckpointError, match="or an error ended one of them"):
         checkpoint.save(strategy, tmp_path / "a.pt")

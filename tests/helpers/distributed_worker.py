@@ -28,7 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, MTContrastiveModel, TwoViews, checkpoint
-from avalanche_contrastive.parallel.collectives import Rows, average_gradients, digest, processes, rank, split
+from avalanche_contrastive._torch import digest
+from avalanche_contrastive.parallel.collectives import Rows, average_gradients, processes, rank, split
 from avalanche_contrastive.parallel.plugin import DataParallel, is_main_process
 from helpers.streams import ORDER, Images, digits, make_benchmark, make_encoder
 

@@ -38,7 +38,7 @@ from avalanche_contrastive import (
 from avalanche_contrastive._torch import still_statistics
 from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.metrics import retrieval_metrics
-from avalanche_contrastive.plugins.multihead import head_logits
+from avalanche_contrastive.plugins.multihead import PastHeads
 from avalanche_contrastive.tasks import by_head
 
 
@@ -86,6 +86,10 @@ def trained(model, plugins, count=3, **options):
 def test_pairs_by_head():
     assert by_head([(1, 4), (0, 2), (1, 0)]) == [(0, [2]), (1, [0, 4])]
     assert by_head([]) == []
+
+
+def head_logits(model, x, heads):
+    return PastHeads(heads, x.device).logits(model, x)
 
 
 @pytest.mark.parametrize("make", [lambda: MTSimpleMLP(input_size=64, hidden_size=8), split_model])
@@ -150,13 +154,14 @@ def test_csd_counts_the_rows_of_its_form_over_their_own_heads(ce):
     plugin = CSDPlugin(ce=ce)
     plugin.multi_head, plugin.ledger, plugin._current = True, [[(0, 0), (0, 1)], [(1, 0)]], [(1, 2), (1, 3)]
     logits, y, tasks = torch.randn(4, 5), torch.tensor([2, 1, 0, 3]), torch.tensor([1, 0, 1, 1])
-    strategy = type("S", (), {"mb_y": y, "mb_task_id": tasks})
-    labels = plugin.row_labels(strategy)
-    assert plugin.is_current(labels).tolist() == [True, False, False, True]
+    strategy = type("S", (), {"mb_y": y, "mb_task_id": tasks, "mbatch": [logits, y, tasks]})
+    plugin.guards.begin(nn.Identity(), "cpu", plugin._current, plugin.seen_classes)
+    plugin.labels = plugin.guards.labels(strategy, multi_head=True)
+    assert plugin.is_current().tolist() == [True, False, False, True]
     own = {"weighted": {0: [0, 2, 3], 3: [0, 2, 3]}, "masked": {0: [2, 3], 3: [2, 3]}}
     own["all"] = {0: [0, 2, 3], 1: [0, 1], 2: [0, 2, 3], 3: [0, 2, 3]}
     expected = [-logits[i, c].log_softmax(0)[c.index(int(y[i]))] for i, c in own[ce].items()]
-    loss = plugin._headwise(strategy, logits, labels)
+    loss = plugin._cross_entropy(strategy, logits)
     assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
 
 
@@ -192,7 +197,9 @@ def test_csd_beside_replay_on_a_model_that_splits_its_batch():
 
     class Look(SupervisedPlugin):
         def after_forward(self, strategy, **kwargs):
-            seen.append((strategy.plugins[0]._features, strategy.model.model.features(strategy.mb_x.flatten(1))))
+            seen.append(
+                (strategy.plugins[0].of_batch["features"], strategy.model.model.features(strategy.mb_x.flatten(1)))
+            )
 
     strategy = trained(split_model(), [CSDPlugin(), ReplayPlugin(mem_size=12), Look()])
     assert strategy.clock.train_exp_counter == 3

@@ -238,11 +238,6 @@ BAD = {
         ValueError,
         "same shape, got list",
     ),
-    "a label without a class": (
-        lambda: train(classifier(), _forgetful(SSILPlugin())),
-        ValueError,
-        "labels of experience 0, epoch 0.*neither the current .3. nor the earlier .none.*row . of the batch has 8",
-    ),
     "two methods": (
         lambda: strategy(SSIL, classifier(), plugins=[CSDPlugin()]).train(make_benchmark().train_stream[0]),
         ValueError,
@@ -306,18 +301,6 @@ def _conv_head():
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 64), nn.Unflatten(1, (64, 1, 1)), nn.Conv2d(64, 10, 1), nn.Flatten()
     )
-
-
-def _forgetful(plugin):
-    """A plugin whose ledger lost a class, as if the stream had not named it."""
-    original = plugin.before_training_exp
-
-    def before_training_exp(strategy, **kwargs):
-        original(strategy, **kwargs)
-        plugin._current = plugin._current[:1]
-
-    plugin.before_training_exp = before_training_exp
-    return plugin
 
 
 @pytest.mark.filterwarnings("ignore:SSILPlugin")

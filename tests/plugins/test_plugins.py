@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics, timing_metrics
 from avalanche.models import IncrementalClassifier
 from avalanche.training import ER_ACE, Naive
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
@@ -22,6 +23,7 @@ from torch import nn
 
 from avalanche_contrastive import BatchAugmentation, Co2LPlugin, ContrastiveModel, CSDPlugin, SSILPlugin, TwoViews
 from avalanche_contrastive.losses import separated_softmax, taskwise_distillation
+from avalanche_contrastive.readout import embed_dataset, fit_linear
 
 METHODS = ["co2l", "ssil", "csd"]
 AUGMENT = BatchAugmentation(scale=(0.6, 1.0), flip=0.0)
@@ -50,8 +52,8 @@ class Recorder(SupervisedPlugin):
         self.rows.append(len(strategy.mb_y))
         self.labels.append(strategy.mb_y.clone())
 
-    def before_backward(self, strategy, **kwargs):
-        self.criteria.append(strategy._criterion)
+    def before_training_iteration(self, strategy, **kwargs):
+        self.criteria.append(strategy._criterion.label_smoothing)
 
     def after_backward(self, strategy, **kwargs):
         self.losses.append(strategy.loss.item())
@@ -259,7 +261,7 @@ def test_the_users_criterion_is_back_after_each_step_and_in_evaluation(method):
     strategy.train(benchmark.train_stream[0])
     assert plugins == kept
     assert strategy._criterion is criterion
-    assert all(c is criterion for c in recorder.criteria)
+    assert set(recorder.criteria) == {0.5}
     assert seen
     assert all(loss == pytest.approx(expected.item(), rel=1e-5) for loss, expected in seen)
 
@@ -491,23 +493,19 @@ def test_co2l_may_keep_the_memory_for_the_read_out_alone():
     assert "distillation" in plugin.terms
 
 
-def test_the_loader_is_given_back_after_each_epoch():
-    from avalanche_contrastive.plugins.replay import ReplayLoader
-
-    kinds = []
+def test_replayed_rows_are_drawn_anew_in_every_epoch_from_one_loader():
+    loaders, rows = [], []
 
     class Watch(SupervisedPlugin):
-        def after_training_epoch(self, strategy, **kwargs):
-            kinds.append(type(strategy.dataloader))
-
         def before_training_iteration(self, strategy, **kwargs):
-            kinds.append(type(strategy.dataloader))
+            loaders.append(strategy.dataloader)
+            rows.append(strategy.mb_x[24:].numpy().tobytes())
 
-    strategy = naive(Classifier(), [make_plugin("ssil"), Watch()], train_mb_size=100)
+    strategy = naive(Classifier(), [make_plugin("ssil"), Watch()], train_mb_size=100, train_epochs=3)
     for experience in make_benchmark().train_stream[:2]:
         strategy.train(experience)
-    assert kinds[2] is ReplayLoader
-    assert kinds[3] is not ReplayLoader
+    assert len(set(map(id, loaders))) == 2
+    assert len(set(rows[3:])) == 3
 
 
 # ---- SS-IL
@@ -625,18 +623,21 @@ def test_csd_every_weight_is_used():
 
 
 def test_csd_leaves_old_samples_out_of_the_cross_entropy_unless_told():
-    plugin = CSDPlugin()
-    plugin._current = [0, 1]
     logits, y = torch.randn(6, 4, requires_grad=True), torch.tensor([0, 1, 2, 3, 0, 2])
-    weighted = plugin._cross_entropy(logits, y)
-    assert weighted.item() == pytest.approx(F.cross_entropy(logits[[0, 1, 4]], y[[0, 1, 4]]).item())
-    plugin.ce = "all"
-    assert plugin._cross_entropy(logits, y).item() == pytest.approx(F.cross_entropy(logits, y).item())
-    plugin.ce = "masked"
-    masked = plugin._cross_entropy(logits, y)
-    assert masked.item() == pytest.approx(F.cross_entropy(logits[[0, 1, 4], :2], y[[0, 1, 4]]).item())
-    plugin.ce = "weighted"
-    none = plugin._cross_entropy(logits, torch.tensor([2, 3, 2, 3, 2, 3]))
+
+    def entropy(ce, labels):
+        plugin = CSDPlugin(ce=ce)
+        plugin._current, plugin.ledger = [0, 1], [[2, 3]]
+        plugin.guards.begin(nn.Identity(), "cpu", [0, 1], [2, 3])
+        strategy = type("Strategy", (), {"mbatch": [logits, labels], "mb_y": labels})
+        plugin.labels = plugin.guards.labels(strategy, multi_head=False)
+        return plugin._cross_entropy(strategy, logits)
+
+    new, some = torch.tensor([0, 1, 4]), y[[0, 1, 4]]
+    assert entropy("weighted", y).item() == pytest.approx(F.cross_entropy(logits[new], some).item())
+    assert entropy("all", y).item() == pytest.approx(F.cross_entropy(logits, y).item())
+    assert entropy("masked", y).item() == pytest.approx(F.cross_entropy(logits[new, :2], some).item())
+    none = entropy("weighted", torch.tensor([2, 3, 2, 3, 2, 3]))
     none.backward()
     assert none.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -672,8 +673,13 @@ def test_co2l_gives_the_batch_back_to_the_metrics():
         def after_training_iteration(self, strategy, **kwargs):
             shapes.append((tuple(strategy.mb_x.shape), tuple(strategy.mb_output.shape), len(strategy.mb_y)))
 
-    naive(make_model("co2l"), [make_plugin("co2l"), Shapes()]).train(make_benchmark().train_stream[0])
+    asks = EvaluationPlugin(accuracy_metrics(epoch=True))
+    asks_not = EvaluationPlugin(accuracy_metrics(stream=True), loss_metrics(epoch=True), timing_metrics(epoch=True))
+    for evaluator in (asks, asks_not, None):
+        strategy = naive(make_model("co2l"), [make_plugin("co2l"), Shapes()], evaluator=evaluator)
+        strategy.train(make_benchmark().train_stream[0])
     assert shapes[0] == ((10, 1, 8, 8), (10, 10), 10)
+    assert shapes[3] == shapes[6] == ((10, 1, 8, 8), (10, 2, 8), 10)  # no scores where no metric asks for them
 
 
 def test_co2l_options_change_the_objective():
@@ -709,7 +715,6 @@ def test_the_read_out_leaves_no_trace_in_training(readout):
         """Fits the read-out in the middle of an epoch and compares everything around it."""
 
         def after_update(self, strategy, **kwargs):
-            plugin._readout_is_stale = True
             before = (_random_state(), copy.deepcopy(model.state_dict()), _grads(model), model.training)
             plugin.before_eval(strategy)
             after = (_random_state(), copy.deepcopy(model.state_dict()), _grads(model), model.training)
@@ -756,22 +761,29 @@ def test_an_evaluation_in_between_changes_no_later_weight(method):
 @pytest.mark.parametrize("eval_every", [0, 1])
 def test_the_read_out_is_current_at_every_evaluation(eval_every):
     benchmark, plugin, model = make_benchmark(), make_plugin("co2l"), make_model("co2l")
-    stale = []
+    current = []
 
     class AtEvaluation(SupervisedPlugin):
-        def before_eval_exp(self, strategy, **kwargs):
-            stale.append(plugin._readout_is_stale)
+        """Whether the read-out is what fits the features of now."""
+
+        def after_eval_forward(self, strategy, **kwargs):
+            parts = plugin.refit.datasets
+            if parts:  # none before the first experience
+                found = [embed_dataset(model, part, batch_size=50, device=strategy.device) for part in parts]
+                features, y = (torch.cat([part[i] for part in found]) for i in (0, 1))
+                classes, weight, _ = fit_linear(features, y, lr=0.1)
+                current.append(torch.equal(model.readout.weight[classes], weight))
 
     strategy = naive(model, [plugin, AtEvaluation()], eval_every=eval_every, train_epochs=2)
     for experience in benchmark.train_stream[:2]:
         strategy.train(experience, eval_streams=[benchmark.test_stream[:2]])
-    assert stale
-    assert not any(stale)
+    assert current
+    assert all(current)
     assert sorted(model.readout.fitted.nonzero()[:, 0].tolist()) == sorted(ORDER[:4])
 
 
 def test_the_read_out_sees_the_experience_and_the_memory_of_the_earlier_ones(monkeypatch):
-    import avalanche_contrastive.plugins.co2l as module
+    import avalanche_contrastive.plugins.refit as module
 
     seen = []
     original = module.fit_linear

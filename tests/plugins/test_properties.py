@@ -37,7 +37,7 @@ from avalanche_contrastive.metrics import (
     score_bias,
     task_confusion,
 )
-from avalanche_contrastive.plugins.replay import ReplayLoader
+from avalanche_contrastive.plugins.replay import with_replay
 
 drawn = settings(
     deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -391,15 +391,19 @@ def test_read_outs_give_known_classes_whatever_their_names(kind, images, data):
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32))
 def test_replay_goes_through_the_memory_evenly_and_always_with_as_many_rows(stored, rows, batches_, seed):
     memory = [(torch.tensor([float(i)]), i) for i in range(stored)]
-    current = DataLoader([(torch.tensor([-1.0]), -1)] * batches_)
-    loader = ReplayLoader(current, memory, rows, seed=seed)
-    drawn_rows = [y[1:].tolist() for _, y in loader]
-    assert [len(part) for part in drawn_rows] == [rows] * batches_ == [rows] * len(loader)
+
+    def loader():
+        made = with_replay(DataLoader([(torch.tensor([-1.0]), -1)] * batches_), memory, rows)
+        made.order.seed = seed
+        return made
+
+    drawn_rows = [y[1:].tolist() for _, y in loader()]
+    assert [len(part) for part in drawn_rows] == [rows] * batches_ == [rows] * len(loader())
     order = list(itertools.chain.from_iterable(drawn_rows))
     for start in range(0, len(order), stored):  # each whole pass has every exemplar once
         part = order[start : start + stored]
         assert len(set(part)) == len(part)
-    assert drawn_rows == [y[1:].tolist() for _, y in ReplayLoader(current, memory, rows, seed=seed)]
+    assert drawn_rows == [y[1:].tolist() for _, y in loader()]
 
 
 X, Y = (part[:60] for part in digits(6)[0])

@@ -19,6 +19,8 @@ from avalanche_contrastive import (
     ExperienceSchedule,
     SSILPlugin,
 )
+from avalanche_contrastive.plugins import refit
+from avalanche_contrastive.readout import fit_linear
 
 ROWS = 24  # images in an experience of two digits
 
@@ -274,7 +276,7 @@ def test_the_new_rows_of_a_growing_head_move_at_the_scheduled_rate():
 @pytest.mark.parametrize("eval_every", [-1, 0, 1])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("method", ["co2l", "ssil", "csd"])
-def test_beside_our_plugins_in_both_orders(method, flip, eval_every):
+def test_beside_our_plugins_in_both_orders(method, flip, eval_every, monkeypatch):
     model = nn.Sequential(make_encoder(), nn.Linear(16, 10))
     plugin = SSILPlugin(mem_size=20, batch_size_mem=8) if method == "ssil" else CSDPlugin()
     if method == "co2l":
@@ -282,7 +284,7 @@ def test_beside_our_plugins_in_both_orders(method, flip, eval_every):
         plugin = Co2LPlugin(20, augmentation, readout_lr=0.1)
     fits = []
     if method == "co2l":
-        refit, plugin._refit = plugin._refit, lambda strategy: fits.append(plugin._readout_is_stale) or refit(strategy)
+        monkeypatch.setattr(refit, "fit_linear", lambda *a, **k: fits.append(1) or fit_linear(*a, **k))
     pair, recorder = [ExperienceSchedule("cosine", epochs=(3, 2), warmup_epochs=1), plugin], Rates()
     strategy = naive(
         [*(pair[::-1] if flip else pair), recorder], 0.05, model=model, train_mb_size=12, eval_every=eval_every
@@ -299,7 +301,7 @@ def test_beside_our_plugins_in_both_orders(method, flip, eval_every):
             assert run[epoch - 1] == pytest.approx([cosine(0.05, epoch, epochs)] * steps[epoch - 1])
     assert all(math.isfinite(loss) for loss in recorder.losses)
     if method == "co2l" and eval_every == -1:  # the read-out waits for the last epoch, which is ours to say
-        assert sum(fits) == 3
+        assert len(fits) == 3
 
 
 @pytest.mark.parametrize("method", ["ssil", "csd"])

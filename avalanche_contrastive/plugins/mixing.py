@@ -1,0 +1,81 @@
+"""The memory inside an experience's dataset: each exemplar once per epoch, mixed uniformly with the current images."""
+
+from functools import partial
+from typing import Any
+
+from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
+from torch.utils.data import Dataset
+
+from avalanche_contrastive._checks import came
+
+__all__ = ["load_uniformly", "mixed"]
+
+
+def mixed(name: str, current: AvalancheDataset[Any], memory: AvalancheDataset[Any]) -> AvalancheDataset[Any]:
+    """The two datasets as one.
+
+    Raises:
+        ValueError: their images are not of one size and type.
+    """
+    ours, stored = current[0], memory[0]
+    if came(ours[0]) != came(stored[0]):
+        raise ValueError(
+            f"{name}: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
+            "one batch holds both. Give all experiences samples of one size and type, by a transform."
+        )
+    parts = len(ours)
+    if len(stored) > parts:  # class-balanced buffers of Avalanche add task labels to streams that have none
+        targets = DataAttribute(list(memory.targets), "targets")
+        memory = make_avalanche_dataset(_Trimmed(memory, parts), data_attributes=[targets])
+    return current.concat(memory)
+
+
+class _Trimmed(Dataset[Any]):
+    """A dataset's samples cut to their first parts."""
+
+    def __init__(self, dataset: Any, parts: int) -> None:
+        self.dataset, self.parts = dataset, parts
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][: self.parts]
+
+
+def load_uniformly(strategy: Any) -> None:
+    """Have the next training loader mix all rows of the adapted dataset, each once per epoch.
+
+    Avalanche's for a stream with task labels draws as many rows of each label, and takes no batch that is smaller than
+    their number. It is made right after the datasets are adapted, and cannot be replaced later: by then it has failed.
+    """
+    labels = getattr(strategy.adapted_dataset, "targets_task_labels", None)
+    avalanches = type(strategy).make_train_dataloader is BaseSGDTemplate.make_train_dataloader
+    if hasattr(strategy.experience, "task_labels") and labels is not None and len(labels.uniques) > 1 and avalanches:
+        strategy.make_train_dataloader = partial(_make_train_dataloader, strategy)
+
+
+def _make_train_dataloader(
+    strategy: Any,
+    num_workers: int = 0,
+    shuffle: bool = True,
+    pin_memory: bool | None = None,
+    persistent_workers: bool = False,
+    drop_last: bool = False,
+    **kwargs: Any,
+) -> None:
+    """``BaseSGDTemplate.make_train_dataloader`` for once, with the loader that Avalanche has for a single group."""
+    del strategy.make_train_dataloader
+    arguments = strategy._obtain_common_dataloader_parameters(
+        batch_size=strategy.train_mb_size,
+        num_workers=num_workers,
+        shuffle=shuffle,
+        pin_memory=pin_memory,
+        persistent_workers=persistent_workers,
+        drop_last=drop_last,
+        **{name: kwargs[name] for name in ("ffcv_args",) if name in kwargs},
+    )
+    strategy.dataloader = SingleDatasetDataLoader(strategy.adapted_dataset, **arguments)

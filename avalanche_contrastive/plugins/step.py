@@ -1,0 +1,155 @@
+"""What stands in for a strategy's forward pass and criterion while a method trains on a batch."""
+
+from typing import Any
+
+import torch
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
+from torch import Tensor
+
+from avalanche_contrastive.plugins.guards import describe_failure
+
+__all__ = ["BackwardPass", "Step"]
+
+
+class Step:
+    """Stands in for ``strategy.forward()`` and ``strategy._criterion`` during a training iteration.
+
+    Avalanche calls no plugin in the place of the loss, nor between the last plugin's ``before_forward`` and the model.
+    It stands there for the whole iteration, because the loss may be wanted more than once (SAM, closures, trial steps):
+    each time it is the method's, for the output at hand. For outputs that another plugin has made, and in an
+    evaluation, it is the user's criterion.
+
+    Args:
+        method: the plugin.
+        strategy: the one that trains.
+    """
+
+    def __init__(self, method: Any, strategy: Any) -> None:
+        self.method, self.strategy = method, strategy
+        self.criterion: Any = None  # the user's
+        self.own_forward: Any = None  # the strategy's
+        self._own_criterion: Any = None
+        self._stand_in = _CriterionInStep(self)
+        self._output: Any = None  # of the last forward pass
+        self._passes = 0
+
+    def begin(self) -> None:
+        """Stand in, for a new batch."""
+        self.end()
+        strategy, self._passes = self.strategy, 0
+        self.criterion, self.own_forward = strategy._criterion, strategy.forward
+        self._own_criterion = strategy.criterion
+        strategy._criterion, strategy.forward = self._stand_in, self.forward
+        if type(strategy).criterion is not SupervisedProblem.criterion:
+            strategy.criterion = self.users_criterion
+
+    def end(self) -> None:
+        """Give everything back; harmless where nothing was taken."""
+        strategy = self.strategy
+        if strategy._criterion is not self._stand_in:
+            return
+        strategy._criterion, self._output = self.criterion, None
+        for name, own in (("forward", self.own_forward), ("criterion", self._own_criterion)):
+            vars(strategy).pop(name, None)
+            if getattr(strategy, name) != own:  # not a method of its class, but put there by the user
+                setattr(strategy, name, own)
+
+    def refuse(self) -> None:
+        """End after an error: the batch has moved nothing."""
+        self.method.guards.put_back()
+        self.end()
+
+    def forward(self) -> Any:
+        """The strategy's own forward pass, as the method has it run."""
+        strategy, method = self.strategy, self.method
+        if not strategy.is_training:
+            return self.own_forward()
+        if self._passes == 0:
+            for live, kept in method.guards.statistics:
+                kept.copy_(live)
+        torch.clear_autocast_cache()  # the weights may have moved since autocast has rounded them
+        try:
+            output = method.forward_pass(strategy, self.own_forward)
+        except Exception as error:
+            self.refuse()
+            describe_failure(error, type(method).__name__, strategy)
+            raise
+        self._passes += 1
+        if strategy.model is not method.teacher:
+            self._output = output
+        return output
+
+    def loss_of(self, output: Any, y: Any) -> Tensor:
+        """The loss of an output: the method's for the batch's own, the user's criterion for any other."""
+        strategy, method = self.strategy, self.method
+        of_batch = output is strategy.mb_output or output is self._output
+        if not strategy.is_training or not of_batch or (y is not strategy.mb_y and not _equal(y, strategy.mb_y)):
+            users: Tensor = self.criterion(output, y)
+            return users
+        kept, strategy.mb_output = strategy.mb_output, output
+        try:
+            method.labels = method.guards.labels(strategy, multi_head=method.multi_head)
+            loss: Tensor = method.objective(strategy)
+            method.guards.check(strategy, loss, method.terms, method.of_batch.get("views"))
+        except Exception:
+            self.refuse()
+            raise
+        if kept is not output:  # asked for without a place in the strategy
+            strategy.mb_output = kept
+        method.computed = True
+        if loss.requires_grad:
+            loss.register_hook(method.backward.note)
+        return loss
+
+    def users_criterion(self) -> Tensor:
+        """A ``criterion()`` of the strategy's own, which must have asked for the loss at its end."""
+        try:
+            loss: Tensor = self._own_criterion()
+        except Exception as error:
+            if self.method.computed or not self.strategy.is_training:
+                raise
+            self.refuse()
+            raise self.method.own_loss_error(self.strategy) from error
+        if self.strategy.is_training and not self.method.computed:
+            self.refuse()
+            raise self.method.own_loss_error(self.strategy)
+        return loss
+
+
+class _CriterionInStep:
+    """``strategy._criterion`` while a step lasts.
+
+    Whatever else is asked of it, or set, is the user's criterion's: MIR sets ``reduction`` for a moment to compare
+    outputs of its own.
+    """
+
+    def __init__(self, step: Step) -> None:
+        vars(self)["step"] = step
+
+    def __call__(self, output: Any, y: Any) -> Tensor:
+        loss: Tensor = self.step.loss_of(output, y)
+        return loss
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "step":  # in a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.step.criterion, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.step.criterion, name, value)
+
+
+class BackwardPass:
+    """Whether a backward pass has come through a loss. Holds nothing: the graph would keep it alive for good."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def note(self, gradient: Tensor) -> None:
+        """A hook of the loss."""
+        self.seen = True
+
+
+def _equal(y: Any, of_batch: Any) -> bool:
+    """Whether labels are those of the batch: a plugin may want the user's criterion of mixed ones."""
+    return isinstance(y, Tensor) and y.shape == of_batch.shape and bool((y == of_batch).all())
