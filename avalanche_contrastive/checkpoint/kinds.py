@@ -1,77 +1,46 @@
-"""What a checkpoint says of an object, and which objects it may bring into being: plain names, no pickled code."""
+"""What a checkpoint holds: data, objects by their attributes, and a closed list of classes that reading may make.
+
+What the user configures (functions, transforms, loggers, data sets, connections to the outside) is never in a file: the
+strategy that is built again has it.
+"""
 
 import functools
 import inspect
 import io
 import logging
-import sys
+import random
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks.scenarios.generic_scenario import CLExperience, CLScenario, CLStream
-from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.evaluation.metrics import mean
+from avalanche.benchmarks.utils import AvalancheDataset, classification_dataset, data_loader, detection_dataset
+from avalanche.evaluation.metrics import Accuracy, Mean, Sum
 from avalanche.logging import BaseLogger
-from avalanche.models.dynamic_modules import DynamicModule, MultiTaskModule
-from avalanche.training.plugins import evaluation
+from avalanche.models import IncrementalClassifier, bic_model, cosine_layer, dynamic_modules
+from avalanche.training import storage_policy
+from avalanche.training.plugins import evaluation, mir
+from avalanche.training.templates.base import BaseTemplate
+from avalanche.training.utils import ParamData
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.hooks import RemovableHandle
+
+from avalanche_contrastive._rows import SharesBatches
+from avalanche_contrastive.readout import ReadOut
 
 __all__ = ["CheckpointError", "MismatchError"]
 
-MISSING: Any = object()  # no object of the fresh strategy stands here
+MISSING: Any = object()  # the rebuilt strategy has nothing at this place
 SCALARS = (bool, int, float, str)
-
-# Configuration and connections to the outside: never saved, taken from the strategy that was built again.
-FRESH = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.MethodWrapperType,
-    types.ModuleType,
-    functools.partial,
-    type,
-    Path,
-    Dataset,
-    BaseLogger,
-    CLExperience,
-    CLScenario,
-    CLStream,
-    RemovableHandle,
-    io.IOBase,
-    logging.Logger,
-    threading.Thread,
-    threading.Event,
-    type(threading.Lock()),
-    type(threading.RLock()),
-    weakref.ReferenceType,
-)
-FRESH_PACKAGES = ("psutil", "tqdm", "wandb", "tensorboard")
-
-# Functions and classes that an object made while training may hold, by name. Nothing else is ever looked up.
-FACTORIES: dict[str, Any] = {
-    **{f"builtins:{kind.__name__}": kind for kind in (list, dict, set, tuple, int, float, str, bool)},
-    **{f"torch:{make.__name__}": make for make in (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)},
-    "avalanche.training.plugins.evaluation:_init_metrics_list_lambda": evaluation._init_metrics_list_lambda,
-    "avalanche.evaluation.metrics.mean:Mean": mean.Mean,
-    "avalanche.evaluation.metrics.mean:Sum": mean.Sum,
-    "torch.utils.data._utils.collate:default_collate": default_collate,
-}
-# Packages whose classes the restored state may have more objects of than the fresh strategy.
-PACKAGES = ("avalanche", "avalanche_contrastive", "torch.nn", "torch.optim", "torch.utils.data")
-
-# Arguments of constructors that are changed between experiences, by the user or by the methods themselves.
-CHANGING = frozenset({"train_epochs", "untrained_solver", "weight_replay_loss", "name_ext_layer"})
-
-_PLAIN_MODULE = vars(nn.Module())
-_MODULE_STATE = ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-HOOKS = frozenset(_PLAIN_MODULE) - frozenset(_MODULE_STATE)  # of a module: functions, and so not its state
+OURS = ("avalanche", "avalanche_contrastive")
 
 
 class CheckpointError(ValueError):
@@ -79,15 +48,14 @@ class CheckpointError(ValueError):
 
 
 class MismatchError(CheckpointError):
-    """The file is of another strategy than the one it shall be restored into."""
+    """The file is of another strategy than the one that it shall be restored into."""
 
 
 def name_of(thing: Any) -> str:
     """``module:qualified.name`` of a class or function, that of the class for anything else."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
-    of_torch = f"torch:{named.__name__}"  # torch's functions are methods of a hidden class
-    if FACTORIES.get(of_torch) is named:
-        return of_torch
+    if getattr(torch, getattr(named, "__name__", ""), None) is named:
+        return f"torch:{named.__name__}"  # torch's functions say that they are methods of a hidden class
     return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 
 
@@ -96,158 +64,198 @@ def short(name: str) -> str:
     return name.partition(":")[2] or name
 
 
-def is_fresh(value: Any) -> bool:
-    """Whether a thing is configuration, to be taken from the strategy that is built again."""
-    if isinstance(value, AvalancheDataset):
+# ---- the closed list: what may come into being when a file is read, beside tensors and builtin containers
+
+
+def _by_name(*things: Any) -> dict[str, Any]:
+    return {name_of(thing): thing for thing in things}
+
+
+def _parametric_buffer() -> Any:
+    buffer = storage_policy._ParametricSingleBuffer(0)
+    buffer.selection_strategy = None  # that of the policy which it is a group of
+    return buffer
+
+
+# Each starts as its own constructor makes it, and is then filled as the objects of the strategy are: attributes that it
+# does not have, or has of another kind, are refused.
+MADE: dict[str, Callable[[], Any]] = {
+    **_by_name(Accuracy, Mean, Sum),
+    name_of(storage_policy.ReservoirSamplingBuffer): lambda: storage_policy.ReservoirSamplingBuffer(0),
+    name_of(storage_policy._ParametricSingleBuffer): _parametric_buffer,
+    name_of(ParamData): lambda: ParamData("", (0,)),
+    name_of(bic_model.BiasLayer): lambda: bic_model.BiasLayer([0]),
+    name_of(nn.Linear): lambda: nn.Linear(1, 1),
+    name_of(IncrementalClassifier): lambda: IncrementalClassifier(1),
+    name_of(cosine_layer.CosineLinear): lambda: cosine_layer.CosineLinear(1, 1),
+    name_of(cosine_layer.SplitCosineLinear): lambda: cosine_layer.SplitCosineLinear(1, 1, 1),
+    name_of(ReadOut): lambda: ReadOut(1),
+    name_of(torch.optim.SGD): lambda: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
+}
+DATASETS: dict[str, Any] = {
+    name_of(kind): kind
+    for module in (classification_dataset, detection_dataset)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, AvalancheDataset)
+}
+# Iterators over stored samples, before the first draw: of data sets and the size of a batch.
+ITERATORS: dict[str, Callable[[list[Any], int], Iterator[Any]]] = {
+    "cycle": lambda datasets, size: mir.cycle(DataLoader(datasets[0], batch_size=size, shuffle=True)),
+    "balanced": lambda datasets, size: iter(data_loader.GroupBalancedInfiniteDataLoader(datasets, size, num_workers=0)),
+}
+NUMPY = {np.dtype(kind).str: np.dtype(kind) for kind in "?bBhHiIlLefdFD"}
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+DICTS: dict[str, Any] = {kind.__name__: kind for kind in (dict, OrderedDict, defaultdict, Counter)}
+# Random generators: another of the same kind, its state, and how that is set.
+GENERATORS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    name_of(torch.Generator): (
+        lambda like: torch.Generator(getattr(like, "device", "cpu")),
+        torch.Generator.get_state,
+        torch.Generator.set_state,
+    ),
+    name_of(random.Random): (lambda like: random.Random(), random.Random.getstate, random.Random.setstate),
+    name_of(np.random.Generator): (
+        lambda like: np.random.Generator(type(getattr(like, "bit_generator", np.random.PCG64()))()),
+        lambda generator: generator.bit_generator.state,
+        lambda generator, state: setattr(generator.bit_generator, "state", state),
+    ),
+}
+FUNCTIONS = _by_name(  # that a new object, or a new dict with a default, may hold
+    *(list, dict, set, tuple, int, float, str, bool, Mean, Sum, Accuracy),
+    *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, evaluation._init_metrics_list_lambda),
+)
+
+# ---- what the user configures
+
+CONFIGURATION = (
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType, types.ModuleType),
+    *(functools.partial, type, Path, Dataset, DataLoader, data_loader.MultiDatasetDataLoader, RemovableHandle),
+    *(CLExperience, CLScenario, CLStream, BaseLogger, io.IOBase, logging.Logger, weakref.ReferenceType),
+    *(threading.Thread, threading.Event, type(threading.Lock()), type(threading.RLock())),
+)
+CONFIGURED_PACKAGES = ("psutil.", "tqdm.", "wandb.", "tensorboard.", "torch.utils.tensorboard.")
+
+
+def is_configuration(value: Any) -> bool:
+    """Whether a thing is taken from the rebuilt strategy; so is a container that holds such things only."""
+    if type(value) in (list, tuple, dict):
+        items = list(value.values()) if isinstance(value, dict) else value
+        return len(items) > 0 and all(isinstance(item, CONFIGURATION) for item in items)
+    is_one = isinstance(value, CONFIGURATION) or f"{type(value).__module__}.".startswith(CONFIGURED_PACKAGES)
+    return is_one and not isinstance(value, AvalancheDataset)
+
+
+def is_users_callable(value: Any) -> bool:
+    """Whether a thing is an augmentation or the like: a callable of a class that is neither Avalanche's nor ours.
+
+    Only its numbers and buffers are in a file, and what does not fit is left as it is: such objects keep whatever they
+    like between two calls (kornia keeps the last batch).
+    """
+    homes = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
+    if not callable(value) or homes & {*OURS} or type(value).__module__.split(".")[0] == "torch":
         return False
-    return isinstance(value, FRESH) or type(value).__module__.split(".")[0] in FRESH_PACKAGES
+    return not isinstance(value, nn.Module) or next(value.parameters(), None) is None
+
+
+# ---- attributes
+
+# Of a strategy: what belongs to one experience or one batch, and is empty between two experiences.
+PASSING = frozenset(
+    "experience is_training current_eval_stream _eval_streams adapted_dataset dataloader mbatch mb_output mb_it loss "
+    "plugins _distributed_check _stop_training".split()
+)
+MODULE_STATE = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+HOOKS = frozenset(vars(nn.Module())) - MODULE_STATE  # of a module: functions
+# Of an optimiser, what is no state: hooks, flags, and methods that learning-rate schedulers wrap.
+OPTIMIZER_OWN = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)))
 
 
 def state_of(thing: Any) -> dict[str, Any] | None:
-    """The attributes of a plain object; None if it keeps its state elsewhere (in C, or as a container)."""
-    if isinstance(thing, (list, dict, set, frozenset, tuple, str, bytes, int, float)):
+    """The attributes of an object that are in a file; None if it keeps its state elsewhere, in C or as a container."""
+    if isinstance(thing, (list, dict, set, frozenset, tuple, str, bytes, int, float, deque)):
         return None
-    slots = {
-        name: getattr(thing, name)
-        for cls in type(thing).__mro__
-        for name in _names(vars(cls).get("__slots__", ()))
-        if name not in ("__dict__", "__weakref__") and hasattr(thing, name)
-    }
-    if not slots and not hasattr(thing, "__dict__"):
+    state = {name: getattr(thing, name) for name in slots_of(type(thing)) if hasattr(thing, name)}
+    if not state and not hasattr(thing, "__dict__"):
         return None
-    state = {**vars(thing), **slots} if hasattr(thing, "__dict__") else slots
-    if isinstance(thing, nn.Module):
-        return {name: value for name, value in state.items() if name not in HOOKS}
+    state |= getattr(thing, "__dict__", {})
+    if isinstance(thing, (nn.Module, torch.optim.Optimizer)):
+        own = HOOKS if isinstance(thing, nn.Module) else OPTIMIZER_OWN
+        state = {name: value for name, value in state.items() if name not in own}
+    if isinstance(thing, BaseTemplate):  # its plugins one by one: they must be the same
+        plugins = {f"plugins[{index}]": plugin for index, plugin in enumerate(plugins_of(thing))}
+        state = {name: value for name, value in state.items() if name not in PASSING}
+        state = {"model": state.pop("model"), **plugins, **state}
+    if is_users_callable(thing):
+        return {name: value for name, value in state.items() if type(value) in SCALARS or name in MODULE_STATE}
     return state
 
 
-def _names(slots: Any) -> Iterable[str]:
-    return (slots,) if isinstance(slots, str) else slots
+def slots_of(cls: type) -> set[str]:
+    """Names of the attributes that objects of a class have in slots."""
+    slots = (vars(each).get("__slots__", ()) for each in cls.__mro__)
+    names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)}
+    return names - {"__dict__", "__weakref__"}
 
 
-def set_state(thing: Any, state: dict[str, Any]) -> None:
-    """Give an object its attributes, past any ``__setattr__`` of its class; a module has no others afterwards."""
-    if isinstance(thing, nn.Module):  # an attribute that has become a layer would hide it
-        for name in vars(thing).keys() - state.keys() - HOOKS:
-            del vars(thing)[name]
-    if hasattr(thing, "__dict__"):
-        slots = {name for cls in type(thing).__mro__ for name in _names(vars(cls).get("__slots__", ()))}
-        vars(thing).update({name: value for name, value in state.items() if name not in slots})
-        state = {name: value for name, value in state.items() if name in slots}
-    for name, value in state.items():
+def set_attribute(thing: Any, name: str, value: Any) -> None:
+    """Give an object an attribute, past any ``__setattr__`` of its class."""
+    if name in slots_of(type(thing)):
         object.__setattr__(thing, name, value)
+    else:
+        vars(thing)[name] = value
 
 
-def parts_of(strategy: Any) -> Iterator[Any]:
-    """The strategy and what its user has given it: plugins, metrics, the modules of the model."""
-    yield strategy
-    yield from strategy.plugins
-    yield from metrics_of(strategy)
-    yield from strategy.model.modules()
+class Stateless:
+    """Marks plugins of which a checkpoint takes no notice."""
 
 
-def metrics_of(strategy: Any) -> list[Any]:
-    """The metrics of the strategy's evaluator."""
-    return list(getattr(getattr(strategy, "evaluator", None), "metrics", ()))
-
-
-def modules_within(thing: Any, depth: int = 6) -> Iterator[nn.Module]:
-    """The models that an object and its attributes hold, those nearest first."""
-    level, seen = [thing], {id(thing)}
-    for _ in range(depth):
-        found = [part for whole in level for part in _held(whole) if id(part) not in seen]
-        seen.update(map(id, found))
-        yield from (part for part in found if isinstance(part, nn.Module))
-        level = found
-
-
-def _held(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, (list, tuple)):
-        return thing
-    if isinstance(thing, dict):
-        return thing.values()
-    return () if isinstance(thing, (Tensor, AvalancheDataset)) or is_fresh(thing) else (state_of(thing) or {}).values()
-
-
-class Classes:
-    """The classes that a restored object may have: of known packages, and of the modules of the user's own parts."""
-
-    def __init__(self, strategy: Any) -> None:
-        classes = {cls for part in parts_of(strategy) for cls in type(part).__mro__}
-        self.modules = {cls.__module__ for cls in classes} - {"builtins", "abc", "typing"}
-
-    def may_make(self, cls: type) -> bool:
-        """Whether objects of a class may be made for attributes from a file."""
-        packages = tuple(f"{package}." for package in PACKAGES)
-        return cls.__module__ in self.modules or f"{cls.__module__}.".startswith(packages)
-
-    def find(self, name: str) -> type | None:
-        """The class of that name, if it is loaded and may be made."""
-        module, _, qualified = name.partition(":")
-        found: Any = sys.modules.get(module)
-        for part in qualified.split("."):
-            found = getattr(found, part, None)
-        return found if isinstance(found, type) and name_of(found) == name and self.may_make(found) else None
-
-    def find_generator(self, name: str) -> Callable[..., Iterator[Any]] | None:
-        """The generator function of that name, of a module whose classes may be made; a call of it runs nothing yet."""
-        module, _, qualified = name.partition(":")
-        if module not in self.modules and module.split(".")[0] not in ("avalanche", "avalanche_contrastive"):
-            return None
-        found: Any = sys.modules.get(module)
-        for part in qualified.split("."):
-            found = getattr(found, part, None)
-        return found if inspect.isgeneratorfunction(found) else None
-
-
-def made(cls: type) -> Any:
-    """An empty object of a class; none of its own code runs."""
-    thing: Any = object.__new__(cls)
-    if isinstance(thing, nn.Module):
-        nn.Module.__init__(thing)
-    return thing
+def plugins_of(strategy: Any) -> list[Any]:
+    """A strategy's plugins, without those for several processes."""
+    return [plugin for plugin in strategy.plugins if not isinstance(plugin, (SharesBatches, Stateless))]
 
 
 def grows(module: nn.Module) -> bool:
     """Whether a module may have changed its shape in training: a head that adapts itself to new classes."""
     own = getattr(type(module), "adaptation", None)
-    return own not in (None, DynamicModule.adaptation, MultiTaskModule.adaptation)
+    return own not in (None, dynamic_modules.DynamicModule.adaptation, dynamic_modules.MultiTaskModule.adaptation)
+
+
+# Arguments of constructors that are changed between experiences, by the user or by the methods themselves.
+CHANGING = frozenset({"train_epochs", "untrained_solver", "weight_replay_loss", "name_ext_layer"})
 
 
 def options_of(thing: Any) -> set[str]:
-    """Names of attributes that are arguments of the constructor, of classes that do not change them in training."""
-    home = type(thing).__module__.split(".")[0]
-    if home not in ("avalanche", "avalanche_contrastive") or isinstance(thing, nn.Module):
-        return set()
+    """Names of attributes that are arguments of the constructor and must be the same in a file.
+
+    Of classes that are neither Avalanche's nor ours only strings: numbers may be counters, but a string may name a file
+    or a command. Modules have none: they are compared by their shapes.
+    """
+    state = {} if isinstance(thing, nn.Module) else state_of(thing) or {}
     arguments: set[str] = set()
     for cls in type(thing).__mro__:
-        if "__init__" in vars(cls):
+        if isinstance(vars(cls).get("__init__"), types.FunctionType):
             arguments.update(inspect.signature(vars(cls)["__init__"]).parameters)
-    return arguments - CHANGING
+    is_ours = type(thing).__module__.split(".")[0] in OURS
+    return {name for name in arguments & state.keys() if is_ours or isinstance(state[name], str)} - CHANGING
 
 
-def in_order(value: set[Any] | frozenset[Any]) -> tuple[list[Any], int]:
-    """How ``filled`` makes a set that is gone through in the order of this one.
-
-    Sums follow the order of a set of classes, and that follows from the size of its table and from what collided in
-    it. Nearly always the elements in their present order will do, copied after some of them (a copy has a smaller
-    table). Where they do not, the set itself is filled anew, as it will be when it is restored. Sets of strings have
-    another order in every process anyway.
-    """
-    order = list(value)
-    if len(order) < 2 or any(type(item) is not int for item in order):
-        return order, 0
-    for copied in range(len(order) + 1):
-        if list(filled(order, copied)) == order:
-            return order, copied
-    if isinstance(value, set):
-        value.clear()
-        value.update(order)
-    return order, 0
+FAMILIES: dict[str, Any] = {
+    "nothing": type(None),
+    "flag": bool,
+    "number": (int, float, np.generic),
+    "text": str,
+    "tensor": (Tensor, np.ndarray),
+    "list": (list, deque),
+    "tuple": tuple,
+    "dict": dict,
+    "set": (set, frozenset),
+    "samples": AvalancheDataset,
+    "choice": (Enum, torch.dtype, torch.device),
+    "iterator": Iterator,
+}
 
 
-def filled(order: list[Any], copied: int) -> set[Any]:
-    """A set of these elements that was copied once, after so many of them."""
-    found = set(order[:copied]).copy() if copied else set()
-    found.update(order[copied:])
-    return found
+def family(value: Any) -> str:
+    """The kind of a thing: what a file has for a place of the strategy must be of the same."""
+    found = next((name for name, kinds in FAMILIES.items() if isinstance(value, kinds)), None)
+    return found or ("configuration" if is_configuration(value) else name_of(type(value)))

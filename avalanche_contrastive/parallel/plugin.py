@@ -143,9 +143,13 @@ class DataParallel(SupervisedPlugin[Any], SharesBatches):
         self._backward_is_due = False
         self._next: Any = None  # while it trains: the plugin that it stood before
 
+    def join(self, strategy: Any) -> None:
+        """Meet the other processes that torchrun has started, if that has not been done."""
+        join_processes(strategy.device, timeout=self.timeout)
+
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Meet the other processes; take the first and the last place among the plugins."""
-        join_processes(strategy.device, timeout=self.timeout)
+        self.join(strategy)
         self._abandon()
         if processes() == 1:
             return
