@@ -99,9 +99,9 @@ class FeatureCapture:
     """Features of any model: what enters the classifier layer that makes its logits, or what leaves a named layer.
 
     Classifier layers are ``nn.Linear`` and heads: Avalanche's, and ``SimplexClassifier``. The one whose output is
-    returned is taken, whichever runs last; where none is (the model scales the logits, say), the one whose output is as
-    wide, and a head before ``nn.Linear``. The hooks live from ``attach`` to ``take``, around one forward pass: a copy
-    of the model made at any other time carries none. That pass of a compiled model is not compiled.
+    returned is taken, whichever runs last; where none is, the one whose output ranks the classes of each image in the
+    same way (the model may scale it, or take its softmax). The hooks live from ``attach`` to ``take``, around one
+    forward pass: a copy of the model made at any other time carries none. In that pass no compiled code is run.
 
     Args:
         layer: name of a layer as in ``model.named_modules()``, whose *output* is taken; None: the *input* of the
@@ -277,25 +277,26 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
         output: the logits, or what they are part of.
         multi_task: whether the logits may be put together from those of several heads.
     """
-    direct: list[_Call] = []
+    calls: list[_Call] = []
     for made in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
-        direct = direct or [c for c in noted.calls if any(_same_memory(c.output, part) for part in tensors_in(made))]
+        parts = tensors_in(made)
+        for related in (_same_memory,) if multi_task else (_same_memory, _ranks_alike):
+            calls = calls or [c for c in noted.calls if any(related(x, y) for x in tensors_in(c.output) for y in parts)]
     if multi_task:
-        return direct or [call for call in noted.calls if call.is_head] or noted.calls[-1:]
-    widths = {part.shape[-1] for part in tensors_in(noted.result) if part.ndim > 0}
-    wide = [call for call in noted.calls if call.output.shape[-1] in widths]
-    calls = direct or [call for call in wide if call.is_head] or wide
-    if noted.calls and not calls:
-        raise ValueError(
-            f"the last classifier layer that ran gives {noted.calls[-1].output.shape[-1]} outputs, but the model gives "
-            f"{', '.join(map(str, sorted(widths)))}: what the model ends in is neither nn.Linear nor a head of "
-            f"Avalanche's. {_NAME_IT}"
-        )
+        return calls or [call for call in noted.calls if call.is_head] or noted.calls[-1:]
     if any(call.taken is not calls[0].taken for call in calls) and len({call.layer for call in calls}) > 1:
         names = sorted({call.layer for call in calls})
         raise ValueError(
             f"the logits may be made by any of the classifier layers {names}, so it is not clear whose input is the "
             f"feature. {_NAME_IT}"
+        )
+    if noted.calls and not calls:
+        last, width = noted.calls[-1].layer, noted.calls[-1].output.shape[-1]
+        widths = [part.shape[-1] for part in tensors_in(noted.result) if part.ndim > 0]
+        given = ", ".join(map(str, widths)) + (" others" if width in widths else "")
+        raise ValueError(
+            f"the last classifier layer that ran, {last!r}, gives {width} outputs, but the model gives {given}: its "
+            f"own last layer is neither nn.Linear nor a head of Avalanche's, or it mixes several. {_NAME_IT}"
         )
     return calls
 
@@ -305,6 +306,16 @@ def _same_memory(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.numel() == 0:
         return a is b
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+@torch.no_grad()
+def _ranks_alike(a: Tensor, logits: Tensor) -> bool:
+    """Whether logits (B, K) rank the classes of each image as ``a`` does: so does a scaled copy, or a softmax of it."""
+    if a.shape != logits.shape or a.ndim != 2:
+        return False
+    ranked = logits.gather(1, a.argsort(dim=1))
+    slack = 1e-3 * (ranked.amax(dim=1) - ranked.amin(dim=1))
+    return bool((ranked.diff(dim=1) >= -slack[:, None]).all())
 
 
 def _in_order(parts: list[Tensor], tasks: Any) -> Tensor:

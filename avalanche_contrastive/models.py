@@ -112,9 +112,8 @@ class ContrastiveModel(nn.Module):
         """Projections in training mode; class logits (B, K) in evaluation mode."""
         if self.training:
             return self.project(x)
-        features = self.embed(x)
-        logits: Tensor = self.readout(features)
-        return logits.mean(dim=1) if features.ndim == 3 else logits
+        logits: Tensor = self.readout(self.embed(x))
+        return logits
 
 
 def _first(x: Any) -> Tensor:
@@ -159,19 +158,16 @@ class MTContrastiveModel(ContrastiveModel, MultiTaskModule):
             return self.project(x)
         features = self.embed(x)
         if task_labels is None:
-            return {task: self._logits(features, task) for task in self.readout.tasks}
+            return {task: self.readout(features, task) for task in self.readout.tasks}
         if isinstance(task_labels, int):
-            return self._logits(features, task_labels)
+            one: Tensor = self.readout(features, task_labels)
+            return one
         logits = features.new_full((len(features), self.readout.width), UNFITTED_LOGIT)
         for task in task_labels.unique().tolist():
             rows = task_labels == task
-            own = self._logits(features[rows], task)
+            own = self.readout(features[rows], task)
             logits[rows, : own.shape[1]] = own.to(logits)
         return logits
-
-    def _logits(self, features: Tensor, task: int) -> Tensor:
-        logits: Tensor = self.readout(features, task)
-        return logits.mean(dim=1) if features.ndim == 3 else logits
 
 
 class SimplexClassifier(nn.Module):

@@ -114,7 +114,7 @@ class ReadOut(DynamicModule):
         self.unit.fill_(unit)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (..., K) of features (..., D)."""
+        """Logits (B, K) of features (B, D), or the mean over views of features (B, V, D)."""
         if len(self.bias) == 0:
             raise RuntimeError(
                 "ReadOut: no class is known yet, so there are no logits. Train on an experience first, or evaluate "
@@ -122,7 +122,8 @@ class ReadOut(DynamicModule):
             )
         if self.unit:
             features = F.normalize(features, dim=-1)
-        return F.linear(features, self.weight, self.bias).masked_fill(self.fitted == 0, UNFITTED_LOGIT)
+        logits = F.linear(features, self.weight, self.bias).masked_fill(self.fitted == 0, UNFITTED_LOGIT)
+        return logits.mean(dim=1) if logits.ndim == 3 else logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.num_classes is None:  # a fresh model has no classes yet: take the width that was saved
@@ -196,7 +197,7 @@ class TaskReadOuts(DynamicModule):
             head.fitted.zero_()
 
     def forward(self, features: Tensor, task: int) -> Tensor:
-        """Logits (..., K) of features (..., D) by one task's read-out."""
+        """Logits (B, K) of features (B, D) or (B, V, D) by one task's read-out."""
         if str(task) not in self.heads:
             raise ValueError(
                 f"TaskReadOuts: there is no read-out for task label {task}, only for {self.tasks}. Train on it, or "

@@ -97,7 +97,7 @@ def test_a_layer_that_is_not_the_models_last_is_refused():
     capture = FeatureCapture()
     capture.attach(net)
     logits = net(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="gives 6 outputs, but the model gives 3"):
+    with pytest.raises(ValueError, match=r"'0', gives 6 outputs, but the model gives 3:"):
         capture.take(logits)
 
 
@@ -139,6 +139,12 @@ RETURNED = {
     "changed in place": (lambda main, aux: main.div_(2.0), lambda result: result),
     "a tuple": (lambda main, aux: (main, aux), lambda result: result[0]),
     "a dictionary": (lambda main, aux: {"aux": aux, "logits": main}, lambda result: result["logits"]),
+    "scaled": (lambda main, aux: main / 2, lambda result: result),
+    "scaled afterwards": (lambda main, aux: (main, aux), lambda result: result[0] / 2),
+    "a log-softmax": (lambda main, aux: {"a": aux, "p": main.log_softmax(1)}, lambda result: result["p"]),
+    "a softmax that is all or nothing": (lambda main, aux: (1e3 * main).softmax(1), lambda result: result),
+    "in another precision": (lambda main, aux: (aux.half(), main.half()), lambda result: result[1]),
+    "replaced by a plugin": (lambda main, aux: main, lambda result: torch.randn(5, 3)),
     "inside others": (lambda main, aux: {"heads": [aux, (main,)]}, lambda result: result["heads"][1][0]),
 }
 
@@ -153,10 +159,8 @@ def test_features_are_of_the_layer_that_made_the_logits(give, logits, grad):
 
 
 OPEN = {
-    "scaled": (lambda main, aux: main / 2, lambda result: result),
-    "a sum of both": (lambda main, aux: main + aux, lambda result: result),
     "both, as they are": (lambda main, aux: (main, aux), lambda result: result),
-    "scaled afterwards": (lambda main, aux: (main, aux), lambda result: result[0] / 2),
+    "both, scaled": (lambda main, aux: (main / 2, aux / 2), lambda result: result),
 }
 
 
@@ -170,36 +174,57 @@ def test_an_open_choice_is_refused_with_the_names(give, logits):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+class OwnHead(nn.Module):
+    """A head of the user's own, and an auxiliary nn.Linear of its width that runs last."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.weight, self.aux = nn.Linear(4, 6), nn.Parameter(torch.randn(3, 6)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        features = self.body(x)
+        logits = features @ self.weight.T
+        self.aux(features[:, :6])
+        return logits
+
+
+MIXED = {
+    "a head of the user's own": (OwnHead(), r"that ran, 'aux', gives 3 outputs, but the model gives 3 others"),
+    "a sum of two heads": (
+        TwoHeads(lambda main, aux: main + aux),
+        r"'aux', gives 3 outputs, but the model gives 3 others.*mixes several",
+    ),
+    "heads side by side": (
+        TwoHeads(lambda main, aux: torch.cat([main, aux], 1)),
+        r"'aux', gives 3 outputs, but the model gives 6:",
+    ),
+}
+
+
+@pytest.mark.parametrize(("net", "message"), MIXED.values(), ids=MIXED.keys())
+def test_logits_that_no_single_layer_made_are_refused(net, message):
+    capture, x = FeatureCapture(), torch.randn(5, 4)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), capture.listening(net):
+            logits = net(x)
+        with pytest.raises(ValueError, match=message + ".*Name the layer"):
+            capture.take(logits)
+
+
 def test_two_heads_on_one_feature_are_no_choice():
-    class Grown(nn.Module):
+    class Twice(nn.Module):
         def __init__(self):
             super().__init__()
             self.body, self.old, self.new = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
 
         def forward(self, x):
             features = self.body(x)
-            return self.old(features) + self.new(features)
+            return self.old(features), self.new(features)
 
-    net, x, capture = Grown(), torch.randn(5, 4), FeatureCapture()
+    net, x, capture = Twice(), torch.randn(5, 4), FeatureCapture()
     with capture.listening(net):
         logits = net(x)
     assert torch.equal(capture.take(logits), net.body(x))
-
-
-def test_a_head_of_avalanches_comes_before_a_layer_of_its_width():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head, self.after = IncrementalClassifier(6, 3), nn.Linear(6, 3)
-
-        def forward(self, x):
-            self.after(2 * x)
-            return self.head(x) / 2
-
-    net, x, capture = Scaled(), torch.randn(5, 6), FeatureCapture()
-    with capture.listening(net):
-        logits = net(x)
-    assert torch.equal(capture.take(logits), x)
 
 
 class HeadAndAuxiliary(MultiTaskModule):
