@@ -19,11 +19,11 @@ COMMANDS = {
     "list": f"{ROOM}.cli:list_rows",
     "run": f"{ROOM}.run.command:run",
     "tune": f"{ROOM}.run.tuning:tune",
-    "table": f"{ROOM}.report.command:table",
-    "compare": f"{ROOM}.report.command:compare",
-    "export": f"{ROOM}.report.command:export",
-    "plot": f"{ROOM}.report.command:plot",
-    "report": f"{ROOM}.report.command:report",
+    "table": f"{ROOM}.report.pages:command",
+    "compare": f"{ROOM}.report.folders:command",
+    "export": f"{ROOM}.report.formats:command",
+    "plot": f"{ROOM}.report.plots:command",
+    "report": f"{ROOM}.report.html:command",
 }
 MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"

@@ -14,6 +14,7 @@ PROBE_BYTES = 8192  # more than a result of a few experiences
 LEFT_OVER_SECONDS = 3600.0  # a file is being written for milliseconds: an hour also covers a stopped process
 Result = Mapping[str, Any]  # of a run
 Grouped = Mapping[str, Sequence[Result]]  # by row name, seeds in order
+Everything = Mapping[str, Grouped]  # by suite
 CHECKPOINTS = ".checkpoints"  # folder beside the results
 
 

@@ -1,9 +1,10 @@
 """Tables that set one row beside another: pairs over the same seeds, suites side by side, published numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from avalanche_contrastive.bench.config import Row
-from avalanche_contrastive.bench.report.cells import NONE, Table, capital, count, percent
+from avalanche_contrastive.bench.files import Everything, Grouped, Result
+from avalanche_contrastive.bench.report.cells import NONE, Table, capital, count
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
     BEST,
@@ -11,6 +12,7 @@ from avalanche_contrastive.bench.report.figures import (
     aligned,
     best_of,
     by_memory,
+    difference_cells,
     drawn,
     get,
     is_ours,
@@ -30,10 +32,8 @@ from avalanche_contrastive.bench.report.published import (
     beside,
     load_published,
 )
-from avalanche_contrastive.bench.report.stats import compare, smallest_p
-from avalanche_contrastive.bench.results import Grouped, Result, rows_of
-
-Everything = Mapping[str, Grouped]  # by suite
+from avalanche_contrastive.bench.report.stats import smallest_p
+from avalanche_contrastive.bench.results import rows_of
 
 SAME_SETTING = f"""\
 "Same setting" is "yes" where nothing is known to differ from the paper and its authors' code; "{BUT}" where the
@@ -79,15 +79,6 @@ def _compared(first: Row, second: Row, grouped: Grouped) -> tuple[tuple[str, ...
     except ValueError as problem:
         return (*start, *[NONE] * 4), 0, capital(str(problem)) + "."
     return (*start, *difference_cells(pairs)), len(pairs), ""
-
-
-def difference_cells(pairs: Sequence[Sequence[float]]) -> tuple[str, str, str, str]:
-    """Mean difference in percentage points, its interval, on how many seeds the first is higher, and p."""
-    if not pairs:
-        return NONE, NONE, NONE, NONE
-    found = compare(*zip(*pairs, strict=True))
-    ends = percent(found.interval, "+") if found.interval else NONE
-    return f"{100 * found.difference:+.1f}", ends, f"{found.wins} of {found.n}", f"{found.p:.3g}"
 
 
 def overview_table(everything: Everything) -> Table:

@@ -6,17 +6,18 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from avalanche_contrastive.bench.config import Row
+from avalanche_contrastive.bench.files import Grouped, Result
 from avalanche_contrastive.bench.report.cells import NONE, percent
 from avalanche_contrastive.bench.report.stats import (
     Matrix,
     backward_transfer,
     check_pairing,
+    compare,
     is_finite,
     mean_interval,
     mean_std,
     seen_accuracy,
 )
-from avalanche_contrastive.bench.results import Grouped, Result
 
 Figure = Callable[[Result], float | None]
 Cell = Callable[[Sequence[Result]], str]
@@ -331,3 +332,12 @@ def best_of(among: Mapping[Key, Sequence[Result]], column: Column) -> list[Key]:
     top = max(means, key=lambda key: means[key])
     ends = [column.better * end for end in mean_interval(values[top])] if len(values[top]) > 1 else [means[top]]
     return [key for key, mean in means.items() if mean >= min(ends) - 1e-12]
+
+
+def difference_cells(pairs: Sequence[Sequence[float]]) -> tuple[str, str, str, str]:
+    """Mean difference in percentage points, its interval, on how many seeds the first is higher, and p."""
+    if not pairs:
+        return NONE, NONE, NONE, NONE
+    found = compare(*zip(*pairs, strict=True))
+    ends = percent(found.interval, "+") if found.interval else NONE
+    return f"{100 * found.difference:+.1f}", ends, f"{found.wins} of {found.n}", f"{found.p:.3g}"

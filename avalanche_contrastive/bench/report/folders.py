@@ -1,12 +1,13 @@
 """Two folders of results beside each other, or a row of one beside the rows of the other, paired by seed."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from avalanche_contrastive.bench.config import nearest
+from avalanche_contrastive.bench.files import Everything
 from avalanche_contrastive.bench.report.cells import Table, capital, listed
-from avalanche_contrastive.bench.report.comparisons import Everything, difference_cells
-from avalanche_contrastive.bench.report.figures import ACCURACY, aligned, stream_of
+from avalanche_contrastive.bench.report.figures import ACCURACY, aligned, difference_cells, stream_of
 from avalanche_contrastive.bench.report.tables import SAME, changed
 from avalanche_contrastive.bench.results import Grouped, Result, load_all
 
@@ -86,3 +87,9 @@ def _compared(
     if not lines:
         raise ValueError(f"{names[0]} and {names[1]} have no seed in common, or no figure")
     return lines
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Print the rows of one place minus those of another."""
+    print(compare_places(parsed.first, parsed.second))
+    return 0

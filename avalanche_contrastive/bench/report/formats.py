@@ -1,14 +1,15 @@
 """Tables for other programs: LaTeX, CSV, and every figure of every run as one tidy CSV."""
 
+import argparse
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from avalanche_contrastive.bench.files import Everything, write_text
 from avalanche_contrastive.bench.report.cells import SUPERSCRIPTS, Table, parts
-from avalanche_contrastive.bench.report.comparisons import Everything
 from avalanche_contrastive.bench.report.tables import all_tables, figure_tables
-from avalanche_contrastive.bench.results import Result
+from avalanche_contrastive.bench.results import Result, load_all
 
 TIDY = ("suite", "row", "seed", "experience", "metric", "value")
 NO_FIGURES = ("seed", "test_images", "class_order", "experience_classes", "angles", "processes")
@@ -136,3 +137,14 @@ def _csv(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 FORMATS: Mapping[str, Callable[[Everything], str]] = {"md": markdown_tables, "csv": csv_tables, "latex": latex_tables}
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Print or write every figure of every run as one tidy CSV."""
+    text = tidy(load_all(parsed.results))
+    if parsed.out is None:
+        print(text, end="")
+    else:
+        write_text(parsed.out, text)
+        print(f"wrote {parsed.out}")
+    return 0

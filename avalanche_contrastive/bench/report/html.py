@@ -1,5 +1,6 @@
 """The report: one HTML file that needs nothing else, made from result files alone."""
 
+import argparse
 import base64
 import hashlib
 import json
@@ -12,13 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from avalanche_contrastive.bench.config import TABLES
-from avalanche_contrastive.bench.files import write_text
+from avalanche_contrastive.bench.files import Everything, write_text
 from avalanche_contrastive.bench.report.cells import Code, Table, count, listed, parts
-from avalanche_contrastive.bench.report.comparisons import Everything
 from avalanche_contrastive.bench.report.figures import classes
-from avalanche_contrastive.bench.report.pages import FIGURE_TITLES, sections
+from avalanche_contrastive.bench.report.pages import FIGURE_TITLES, results_page, sections
 from avalanche_contrastive.bench.report.plots import COLOURS, FIGURES, drawing
-from avalanche_contrastive.bench.results import Grouped, Result, rows_of
+from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of
 
 
 def write_report(everything: Everything, path: Path) -> None:
@@ -119,3 +119,14 @@ def runs_table(grouped: Grouped) -> Table:
 def slug(text: str) -> str:
     """As a part of an anchor."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Write the HTML page, and RESULTS.md."""
+    everything = load_all(parsed.results)
+    write_report(everything, parsed.out)
+    print(f"wrote {parsed.out.resolve()}")
+    if parsed.write:
+        write_text(parsed.write, results_page(everything))
+        print(f"wrote {parsed.write}")
+    return 0

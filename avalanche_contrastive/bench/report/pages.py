@@ -1,16 +1,17 @@
 """Pages made from result files alone: what RESULTS.md and the report show, and tables inside other pages."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from avalanche_contrastive.bench.config import nearest
-from avalanche_contrastive.bench.files import write_text
+from avalanche_contrastive.bench.files import Everything, write_text
+from avalanche_contrastive.bench.report import formats
 from avalanche_contrastive.bench.report.cells import Table, defined, listed, markdown
 from avalanche_contrastive.bench.report.claims import claims_table, load_claims
 from avalanche_contrastive.bench.report.comparisons import (
-    Everything,
     comparison_table,
     overview_table,
     published_notes,
@@ -27,7 +28,7 @@ from avalanche_contrastive.bench.report.tables import (
     settings_tables,
     trial_table,
 )
-from avalanche_contrastive.bench.results import Grouped, suite_of
+from avalanche_contrastive.bench.results import Grouped, load_all, suite_of
 
 FIGURE_TITLES = {
     "accuracy_curves": "Accuracy on all experiences so far, after each experience",
@@ -201,3 +202,17 @@ def _table_for(suite: str, names: Sequence[str], everything: Everything, where: 
     if unknown := [name for name in names if name not in grouped]:
         raise ValueError(f"{where}: a table asks for {listed(unknown)}, but the results hold {listed(grouped)}")
     return chosen_table(names, grouped, define=define) if names else main_table(grouped, define=define)
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Print or write tables."""
+    everything = load_all(parsed.results)
+    if parsed.write:
+        write_text(parsed.write, results_page(everything))
+        print(f"wrote {parsed.write}")
+    for page in parsed.into:
+        fill_page(page, everything)
+        print(f"updated the tables in {page}")
+    if not (parsed.write or parsed.into):
+        print(formats.FORMATS[parsed.format](everything), end="")
+    return 0

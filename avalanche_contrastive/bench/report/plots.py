@@ -2,6 +2,7 @@
 
 As PNG they are dark on white. As SVG, for the report, they take the colours of the page around them, light or dark."""
 
+import argparse
 import io
 import re
 import textwrap
@@ -34,7 +35,7 @@ from avalanche_contrastive.bench.report.figures import (
     peak_memory,
 )
 from avalanche_contrastive.bench.report.stats import mean_matrix, mean_std
-from avalanche_contrastive.bench.results import Grouped, rows_of, suite_of
+from avalanche_contrastive.bench.results import Grouped, load_all, rows_of, suite_of
 
 # On a light page, and on a dark one. Ours have the first three in every figure, baselines share the others. All stand
 # out from the page, and those of a kind from each other for the colour-blind too: tests measure both. In grey, dashes
@@ -385,3 +386,13 @@ FIGURES: Mapping[str, Callable[[Grouped], Any]] = {
     "accuracy_matrices": accuracy_matrices,
     "cost": cost,
 }
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Draw the figures."""
+    nested = not any(parsed.results.glob("*-seed*.json"))
+    for suite, grouped in load_all(parsed.results).items():
+        folder = parsed.out or parsed.results
+        for path in plot_all(grouped, folder / suite if nested else folder):
+            print(f"wrote {path}")
+    return 0
