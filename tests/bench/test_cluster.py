@@ -106,7 +106,7 @@ def test_without_slurm_or_submitit_the_error_says_what_is_missing(tmp_path, monk
     with pytest.raises(ValueError, match="no sbatch and srun in PATH" if _has_submitit() else "submitit"):
         submit_jobs([job(0)], tmp_path, run_job, print, **wanted)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[slurm\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'avalanche-contrastive\[slurm\]'"):
         submit_jobs([job(0)], tmp_path, run_job, print, **wanted)
     assert list(tmp_path.iterdir()) == []
 
