@@ -29,6 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "scenario": ("class", "task", "domain"),
     "optimizer": ("sgd", "adam"),
     "schedule": ("constant", "cosine", "steps"),
+    "warmup_peak": ("own", "later"),
     "augmentation": ("", "simclr", "pad_crop"),
 }
 # What decides which images a run sees, and in which order.
@@ -70,6 +71,7 @@ class Config:
         schedule: "constant", "cosine" or "steps", started anew in each experience.
         milestones: epochs after which "steps" multiplies the rate by 0.1.
         warmup_epochs: linear warm-up at the start of each experience.
+        warmup_peak: where the first experience's warm-up ends, see ``ExperienceSchedule``: "own" or "later".
         momentum: of SGD.
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
@@ -104,6 +106,7 @@ class Config:
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
+    warmup_peak: str = "own"
     momentum: float = 0.9
     weight_decay: float = 0.0
     reset_optimizer: bool = False

@@ -251,32 +251,30 @@ class CosineHead(nn.Linear):
         return nn.functional.linear(input, nn.functional.normalize(self.weight, dim=1))
 
 
-class GrowingUnitHead(DynamicModule):
+class GrowingUnitHead(nn.Linear, DynamicModule):
     """CSD's classifier as its authors train it: no bias, rows put to unit length in place, classes as they come.
 
     The rows are divided by their length outside of the graph, before each forward pass, so the optimiser sees the
     gradient as if they were free. The logit of a class that no training experience has had yet is MASKED: its row has
-    no part in any softmax, as if the head had not grown to it.
+    no part in any softmax, as if the head had not grown to it. An ``nn.Linear``, so that its input is the feature.
     """
 
     MASKED = -1000.0
+    seen: Tensor
 
     def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=False)
+        super().__init__(in_features, out_features, bias=False)
         self.register_buffer("seen", torch.zeros(out_features, dtype=torch.bool))
 
     def adaptation(self, experience: Any) -> None:
         """Grow to the classes of an experience that is trained on."""
-        super().adaptation(experience)
         if self.training:
             self.seen[list(experience.classes_in_this_experience)] = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Logits: the length of the feature times its cosine with each row."""
-        weight = self.linear.weight
-        weight.data = nn.functional.normalize(weight.data, dim=1)
-        logits: Tensor = self.linear(x)
+        self.weight.data = nn.functional.normalize(self.weight.data, dim=1)
+        logits: Tensor = super().forward(input)
         return logits.masked_fill(~self.seen, self.MASKED)
 
 

@@ -6,13 +6,15 @@ The options of a method are those of its plugin, and the keywords that its build
 from collections.abc import Mapping
 from typing import Any
 
-from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSamplingBuffer
+from avalanche.training.storage_policy import ParametricBuffer, ReservoirSamplingBuffer
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel
 from avalanche_contrastive.bench.methods.networks import LINEAR, Built, CosineHead, GrowingUnitHead, Setting
 from avalanche_contrastive.registry import METHODS, load
 
+EXEMPLARS = "avalanche_contrastive.plugins.exemplars"
+STORAGES = ("class_balanced", "random_remainder", "first", "reservoir")
 HEADS = {"linear": nn.Linear, "cosine": CosineHead, "unit": GrowingUnitHead}
 
 
@@ -33,7 +35,8 @@ def co2l(
     """Co2L with the setting's augmentation for all views.
 
     Args:
-        storage: "class_balanced" or "reservoir" (the authors' buffer on R-MNIST).
+        storage: one of STORAGES. The authors have "random_remainder": balanced over classes, what does not divide goes
+            to classes by chance; on R-MNIST "reservoir".
         projection_size: width of the projection.
         hidden_size: of the projection head; 0: as wide as the encoder's features.
         normalize: divide projections by their length; the authors do not on R-MNIST.
@@ -53,7 +56,7 @@ def ssil(s: Setting, *, storage: str = "class_balanced", **options: Any) -> Buil
     """SS-IL.
 
     Args:
-        storage: "class_balanced" or "reservoir".
+        storage: one of STORAGES; the authors have "first", the first images of each class.
         options: of ``SSILPlugin``.
     """
     return Built(_strategy(s, "ssil", s.classifier(), options, **_memory(s, storage)), LINEAR)
@@ -81,7 +84,15 @@ def _strategy(s: Setting, name: str, model: nn.Module, options: Mapping[str, Any
 
 def _memory(s: Setting, storage: str) -> dict[str, Any]:
     """The keywords of a memory; the plugins' own storage is class-balanced."""
-    if storage not in ("class_balanced", "reservoir"):
-        raise ValueError(f"storage must be 'class_balanced' or 'reservoir', got {storage!r}")
-    policy: ExemplarsBuffer | None = ReservoirSamplingBuffer(s.config.memory) if storage == "reservoir" else None
-    return {"mem_size": s.config.memory, "storage_policy": policy}
+    size, policy = s.config.memory, None
+    if storage == "reservoir":
+        policy = ReservoirSamplingBuffer(size)
+    elif storage == "first":
+        policy = ParametricBuffer(
+            size, groupby="class", selection_strategy=load(f"{EXEMPLARS}:FirstExemplarsSelection")()
+        )
+    elif storage == "random_remainder":
+        policy = load(f"{EXEMPLARS}:RandomRemainderBuffer")(size)
+    elif storage != "class_balanced":
+        raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}")
+    return {"mem_size": size, "storage_policy": policy}

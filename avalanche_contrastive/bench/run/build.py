@@ -159,12 +159,14 @@ def schedule_of(config: Config) -> list[Any]:
         c.lr_by_experience or c.reset_optimizer or c.warmup_epochs
     ):
         return []
+    peak: dict[str, Any] = {"warmup_peak": c.warmup_peak} if c.warmup_peak != "own" else {}
     return [
         ExperienceSchedule(
             c.schedule,
             epochs=(c.epochs, c.epochs_later) if c.epochs_later else None,
             milestones=c.milestones,
             warmup_epochs=c.warmup_epochs,
+            **peak,
             later=c.lr_later,
             by_experience=c.lr_by_experience,
             reset_optimizer=c.reset_optimizer,
