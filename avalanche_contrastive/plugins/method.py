@@ -182,6 +182,11 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             self._step = Step(self, strategy)
         self._step.begin()
 
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Stand in again after an evaluation in between, or in a loop that skips the hook before."""
+        if self._step is None:
+            self.before_training_iteration(strategy)
+
     def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
         """Run the strategy's forward pass on the batch: of the student, or of the teacher in the model's place."""
         return forward()

@@ -30,7 +30,7 @@ class Step:
         self.own_forward: Any = None  # the strategy's
         self._own_criterion: Any = None
         self._stand_in = _CriterionInStep(self)
-        self._output: Any = None  # of the last forward pass
+        self.output: Any = None  # of the last forward pass
         self._passes = 0
 
     def begin(self) -> None:
@@ -48,7 +48,7 @@ class Step:
         strategy = self.strategy
         if strategy._criterion is not self._stand_in:
             return
-        strategy._criterion, self._output = self.criterion, None
+        strategy._criterion, self.output = self.criterion, None
         for name, own in (("forward", self.own_forward), ("criterion", self._own_criterion)):
             vars(strategy).pop(name, None)
             if getattr(strategy, name) != own:  # not a method of its class, but put there by the user
@@ -76,30 +76,8 @@ class Step:
             raise
         self._passes += 1
         if strategy.model is not method.teacher:
-            self._output = output
+            self.output = output
         return output
-
-    def loss_of(self, output: Any, y: Any) -> Tensor:
-        """The loss of an output: the method's for the batch's own, the user's criterion for any other."""
-        strategy, method = self.strategy, self.method
-        of_batch = output is strategy.mb_output or output is self._output
-        if not strategy.is_training or not of_batch or (y is not strategy.mb_y and not _equal(y, strategy.mb_y)):
-            users: Tensor = self.criterion(output, y)
-            return users
-        kept, strategy.mb_output = strategy.mb_output, output
-        try:
-            method.labels = method.guards.labels(strategy, multi_head=method.multi_head)
-            loss: Tensor = method.objective(strategy)
-            method.guards.check(strategy, loss, method.terms, method.of_batch.get("views"))
-        except Exception:
-            self.refuse()
-            raise
-        if kept is not output:  # asked for without a place in the strategy
-            strategy.mb_output = kept
-        method.computed = True
-        if loss.requires_grad:
-            loss.register_hook(method.backward.note)
-        return loss
 
     def users_criterion(self) -> Tensor:
         """A ``criterion()`` of the strategy's own, which must have asked for the loss at its end."""
@@ -127,7 +105,25 @@ class _CriterionInStep:
         vars(self)["step"] = step
 
     def __call__(self, output: Any, y: Any) -> Tensor:
-        loss: Tensor = self.step.loss_of(output, y)
+        """The loss of an output: the method's for the batch's own, the user's criterion for any other."""
+        step, strategy, method = self.step, self.step.strategy, self.step.method
+        of_batch = output is strategy.mb_output or output is step.output
+        if not strategy.is_training or not of_batch or (y is not strategy.mb_y and not _equal(y, strategy.mb_y)):
+            users: Tensor = step.criterion(output, y)
+            return users
+        kept, strategy.mb_output = strategy.mb_output, output
+        try:
+            method.labels = method.guards.labels(strategy, multi_head=method.multi_head)
+            loss: Tensor = method.objective(strategy)
+            method.guards.check(strategy, loss, method.terms, method.of_batch.get("views"))
+        except Exception:
+            step.refuse()
+            raise
+        if kept is not output:  # asked for without a place in the strategy
+            strategy.mb_output = kept
+        method.computed = True
+        if loss.requires_grad:
+            loss.register_hook(method.backward.note)
         return loss
 
     def __getattr__(self, name: str) -> Any:

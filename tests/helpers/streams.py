@@ -54,6 +54,19 @@ def make_benchmark(flavour="A", *, sizes=None, experiences=5, per_class=12, orde
     return class_incremental_benchmark({"train": train, "test": test}, class_order=order, **split)
 
 
+def head_benchmark(*, ids_from_zero=False, per_class=6):
+    """Five experiences with a task label each."""
+    train, test = (Images(*part) for part in digits(per_class))
+    return nc_benchmark(
+        train,
+        test,
+        n_experiences=5,
+        task_labels=True,
+        fixed_class_order=ORDER,
+        class_ids_from_zero_in_each_exp=ids_from_zero,
+    )
+
+
 def make_encoder(width=16):
     """Convolution, batch norm, pooling: (B, 1, 8, 8) to (B, width)."""
     return nn.Sequential(

@@ -20,7 +20,7 @@ from avalanche.models import MTSimpleMLP, MultiHeadClassifier, MultiTaskModule, 
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ParametricBuffer, ReservoirSamplingBuffer
-from helpers.streams import ORDER, Images, digits, make_benchmark, make_encoder
+from helpers.streams import ORDER, head_benchmark, make_benchmark, make_encoder
 from sklearn.datasets import make_classification
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -44,18 +44,6 @@ from avalanche_contrastive.tasks import by_head
 
 def noise(x):
     return x + 0.1 * torch.randn_like(x)
-
-
-def head_benchmark(*, ids_from_zero=False, per_class=6):
-    train, test = (Images(*part) for part in digits(per_class))
-    return nc_benchmark(
-        train,
-        test,
-        n_experiences=5,
-        task_labels=True,
-        fixed_class_order=ORDER,
-        class_ids_from_zero_in_each_exp=ids_from_zero,
-    )
 
 
 def split_model():

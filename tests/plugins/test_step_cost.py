@@ -1,0 +1,171 @@
+"""What one training step costs beside its mathematics: functions of ours, and waits of the host for the device."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.models import MTSimpleMLP
+from avalanche.training.plugins import EvaluationPlugin
+from helpers.streams import head_benchmark, make_benchmark, make_encoder
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+import avalanche_contrastive
+from avalanche_contrastive import CSD, SSIL, BatchAugmentation, Co2L, ContrastiveModel, MTContrastiveModel
+from avalanche_contrastive.plugins import co2l, csd, multihead, ssil
+
+OURS = str(Path(avalanche_contrastive.__file__).parent)
+METHODS = ("ssil", "csd", "co2l")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def make(method, *, heads=False, evaluator=None):
+    if method == "co2l":
+        model = (MTContrastiveModel if heads else ContrastiveModel)(make_encoder(), 16, 8)
+        kind, options = Co2L, {"mem_size": 20, "augmentation": BatchAugmentation(flip=0.0), "readout_epochs": 2}
+    else:
+        plain = nn.Sequential(make_encoder(), nn.Linear(16, 10))
+        model = MTSimpleMLP(input_size=64, hidden_size=8) if heads else plain
+        kind, options = (SSIL, {"mem_size": 20, "batch_size_mem": 8}) if method == "ssil" else (CSD, {})
+    return kind(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        train_mb_size=10,
+        evaluator=evaluator,
+        **options,
+    )
+
+
+def third_step(strategy, stream, begin, end):
+    """Train two experiences; call ``begin`` and ``end`` around the third step of the second, from its first hook on."""
+    strategy.train(stream[0])
+    before, after, steps = strategy._before_training_iteration, strategy._after_training_iteration, []
+
+    def first(**kwargs):
+        steps.append(0)
+        if len(steps) == 3:
+            begin()
+        before(**kwargs)
+
+    def last(**kwargs):
+        after(**kwargs)
+        if len(steps) == 3:
+            end()
+
+    strategy._before_training_iteration, strategy._after_training_iteration = first, last
+    strategy.train(stream[1])
+    assert len(steps) >= 3
+
+
+# CSD's are above all the hooks that take features: 16 of features.py and _torch.py.
+@pytest.mark.parametrize(("method", "most"), [("ssil", 30), ("co2l", 40), ("csd", 60)])
+def test_one_step_passes_few_functions_of_ours(method, most):
+    calls = Counter()
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            calls[frame.f_code.co_filename, frame.f_code.co_qualname] += 1
+
+    third_step(make(method), make_benchmark().train_stream, lambda: sys.setprofile(note), lambda: sys.setprofile(None))
+    assert 10 < len(calls) <= most, sorted(calls)
+
+
+# ---- waits
+
+WAITS = {"aten::item", "aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero"}
+LOSSES = ("asymmetric_supcon", "relation_distillation", "separated_softmax", "taskwise_distillation")
+LOSSES += ("batch_hard_triplet", "contrastive_distillation")
+# Waits inside losses.py in one step, which are that module's own; lower them as they go.
+IN_LOSSES = {"ssil": 4, "csd": 1, "co2l": 3}
+
+
+def mark_losses(monkeypatch):
+    """Have a profile tell what happens inside losses.py."""
+    for module in (co2l, csd, ssil, multihead):
+        for name in LOSSES:
+            if loss := getattr(module, name, None):
+                monkeypatch.setattr(module, name, marked(loss))
+
+
+def marked(function, name="a loss"):
+    def call(*args, **kwargs):
+        with record_function(name):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def waits(strategy, stream, but=()):
+    """Readings of a device's value in one step, (of the losses, of all else): one each, however many calls it makes.
+
+    Args:
+        strategy: trains two experiences.
+        stream: the stream.
+        but: names of operations within which they do not count.
+    """
+    profiler = profile(activities=[ProfilerActivity.CPU])
+    third_step(strategy, stream, profiler.start, profiler.stop)
+    inside, outside = [], []
+    for event in profiler.events():
+        above, parent = [], event.cpu_parent
+        while parent is not None:
+            above.append(parent.name)
+            parent = parent.cpu_parent
+        if event.name in WAITS and not any(name in WAITS or name.startswith(tuple(but)) for name in above):
+            (inside if "a loss" in above else outside).append((event.name, above[:1]))
+    return inside, outside
+
+
+@every_method
+def test_the_host_waits_once_in_a_step(method, monkeypatch):
+    mark_losses(monkeypatch)
+    inside, outside = waits(make(method), make_benchmark().train_stream)
+    assert len(outside) == 1, outside
+    assert len(inside) <= IN_LOSSES[method], inside
+
+
+@pytest.mark.parametrize("method", ["ssil", "csd"])
+def test_the_host_waits_no_oftener_for_a_model_with_a_head_per_task(method, monkeypatch):
+    """Avalanche's own way through the heads, and back, waits for the task labels of the batch; ours does not."""
+    mark_losses(monkeypatch)
+    monkeypatch.setattr(MTSimpleMLP, "forward", marked(MTSimpleMLP.forward, "Avalanche's"))
+    stream = head_benchmark(per_class=12).train_stream
+    _, outside = waits(make(method, heads=True), stream, but=("Avalanche's", "autograd::engine"))
+    assert len(outside) == 1, outside
+
+
+def test_scores_for_metrics_cost_no_wait_either(monkeypatch):
+    mark_losses(monkeypatch)
+    evaluators = [EvaluationPlugin(accuracy_metrics(epoch=True)), EvaluationPlugin(loss_metrics(epoch=True))]
+    made, calls = co2l._neighbour_scores, []
+    monkeypatch.setattr(co2l, "_neighbour_scores", lambda *a: calls.append(1) or made(*a))
+    both = [len(waits(make("co2l", evaluator=evaluator), make_benchmark().train_stream)[1]) for evaluator in evaluators]
+    assert calls, "accuracy looks at outputs"
+    assert max(both) <= 4  # the metrics' own, and ours
+
+
+@every_method
+def test_class_tensors_are_made_once_per_experience(method, monkeypatch):
+    strategy, made = make(method), []
+    tensor = torch.tensor
+    third_step(
+        strategy,
+        make_benchmark().train_stream,
+        lambda: monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(a) or tensor(*a, **k)),
+        lambda: monkeypatch.setattr(torch, "tensor", tensor),
+    )
+    assert made == []
+
+
+@every_method
+def test_no_hook_is_on_the_model_in_a_step_but_those_that_take_features(method):
+    strategy, registered = make(method), []
+    for kind in ("register_forward_hook", "register_forward_pre_hook"):
+        own = getattr(strategy.model, kind)
+        setattr(strategy.model, kind, lambda *a, own=own, **k: registered.append(a) or own(*a, **k))
+    third_step(strategy, make_benchmark().train_stream, registered.clear, lambda: registered.append("end"))
+    step = registered[: registered.index("end")]
+    assert bool(step) == (method == "csd")
