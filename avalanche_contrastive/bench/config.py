@@ -330,7 +330,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str) -> Config
 
 
 def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The values with whole numbers made floats where the default is one; refuses what the defaults do not know."""
+    """The values, whole numbers as floats where the default is a float; unknown keys are refused."""
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in defaults:

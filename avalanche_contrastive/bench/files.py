@@ -32,7 +32,7 @@ def remove_checkpoint(path: Path | None) -> None:
     """Remove a run's state, and the folder if it was the last there."""
     if path is not None:
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # others are in it, or it was never made
+        with suppress(OSError):  # others are in it, or there is none
             path.parent.rmdir()
 
 
@@ -57,7 +57,7 @@ def check_writable(folder: Path) -> None:
     Temporary files that a killed process left there more than an hour ago are removed.
 
     Raises:
-        ValueError: something that is no folder is in the way, or nothing can be written there.
+        ValueError: something else than a folder has that name, or nothing can be written there.
     """
     for place in (folder, *folder.parents):
         if place.exists() or place.is_symlink():

@@ -43,7 +43,7 @@ def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
 
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:
-    """Whether the run's JSON is there, of exactly this config, method of one's own and data of one's own."""
+    """Whether the run's JSON is there, of exactly this config, with the same code and data of your own."""
     stored = stored_result(folder, row, seed)
     return stored is not None and not difference(stored, row, seed)
 

@@ -13,7 +13,7 @@ OWN_SUITE = "own_data"
 
 
 def suite_of(parsed: argparse.Namespace) -> str:
-    """The suite of the call: named, that of one's own data, or what a given config file says."""
+    """The suite of the call: named, that of your own data, or what a given config file says."""
     if parsed.suite:
         return str(parsed.suite)
     default = OWN_SUITE if parsed.data is not None else DEFAULT_SUITE

@@ -388,7 +388,7 @@ def test_the_options_of_co2l_reach_its_model_and_memory():
     ("name", "options", "message"),
     [
         ("csd", {"head": "square"}, "csd: head must be one of .*'cosine'.*, got 'square'"),
-        ("co2l", {"storage": "heap"}, "storage must be 'class_balanced' or 'reservoir', got 'heap'"),
+        ("co2l", {"storage": "heap"}, "storage must be one of .*, got 'heap'"),
         ("ewc", {"mode": "online"}, "ewc: mode must be .* got 'online' with 0.0"),
         ("er_aml", {}, "er_aml needs a stored image of each class .* a memory of 5 cannot hold 10"),
         ("scr", {}, "scr as Avalanche ships it .* a memory of 5 cannot hold 10"),

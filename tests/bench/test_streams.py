@@ -371,7 +371,7 @@ class TestNpz:
             ({"train_images": np.full((40, 6, 5), np.nan)}, "train_images: 1,200 values are not finite"),
             (
                 {"train_images": np.full((40, 6, 5), 255.0)},
-                r"floats must lie in \[0, 1\], came from 255 to 255. Divide",
+                r"floats must lie in \[0, 1\], got 255 to 255. Divide",
             ),
             ({"train_images": np.zeros((40, 6, 6), np.uint8)}, r"one shape and type, got .*'train': \(1, 6, 6\)"),
             ({"train_labels": np.zeros(39, int)}, "train_labels: 39 of them for 40 images"),
@@ -384,7 +384,7 @@ class TestNpz:
             ({"train_labels": np.arange(40) % 4 + 1}, "and none is 0. They start at 1: subtract 1"),
             (
                 {"train_labels": np.arange(40) % 4 * 10**12},
-                "4 different ones came, up to 3000000000000, and none is 1, 2",
+                "there are 4 different ones, up to 3000000000000, and none is 1, 2",
             ),
             ({"train_labels": np.zeros(40, int)}, "train_labels have a single label"),
             ({"test_labels": np.arange(12)}, "test_labels have 4, 5, .* which train_labels do not have"),

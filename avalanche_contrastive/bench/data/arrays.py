@@ -65,7 +65,7 @@ def images_tensor(where: str, images: Array) -> Tensor:
         low, high = float(images.min()), float(images.max())
         if low < 0 or high > 1:
             raise ValueError(
-                f"{where}: floats must lie in [0, 1], came from {low:g} to {high:g}. Divide by the largest possible "
+                f"{where}: floats must lie in [0, 1], got {low:g} to {high:g}. Divide by the largest possible "
                 "value, or store bytes (uint8)."
             )
         images = images.astype(np.float32, copy=False)
@@ -75,10 +75,10 @@ def images_tensor(where: str, images: Array) -> Tensor:
 
 
 def check_images(where: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Refuse what is no stack of images.
+    """Refuse anything but a stack of images.
 
     Raises:
-        ValueError: naming what came.
+        ValueError: naming what was given.
     """
     if dtype != np.uint8 and dtype.kind != "f":
         raise ValueError(f"{where}: images must be bytes (uint8) or floats in [0, 1], got {dtype}.")
@@ -135,8 +135,8 @@ def check_classes(where: str, labels: Mapping[str, Array], *, what: str = "label
         missing = np.setdiff1d(np.arange(min(int(found[-1]), len(found) + SHOWN)), found)
         hint = " They start at 1: subtract 1." if missing.tolist() == [0] else ""
         raise ValueError(
-            f"{where}: {first} must be 0 ... K - 1 without gaps; {len(found)} different ones came, up to {found[-1]}, "
-            f"and none is {_some(missing)}.{hint}"
+            f"{where}: {first} must be 0 ... K - 1 without gaps; there are {len(found)} different ones, "
+            f"up to {found[-1]}, and none is {_some(missing)}.{hint}"
         )
     for name, values in others:
         there = np.unique(values)

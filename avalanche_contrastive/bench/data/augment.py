@@ -126,13 +126,13 @@ class _OnPlainImages:
         with torch.autocast(x.device.type, enabled=False):
             plain = x.float() * std + mean
             self._check_range(plain)
-            made = self.augment(plain)
-            if not isinstance(made, Tensor) or made.shape != x.shape:
-                form = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            changed = self.augment(plain)
+            if not isinstance(changed, Tensor) or changed.shape != x.shape:
+                form = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
                 raise ValueError(
                     f"augmentation {self.name!r} must keep the shape {tuple(x.shape)} of a batch, got {form}"
                 )
-            result: Tensor = (made - mean) / std
+            result: Tensor = (changed - mean) / std
         return result.to(x.dtype)
 
     def _check_range(self, plain: Tensor) -> None:

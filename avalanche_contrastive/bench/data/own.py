@@ -26,7 +26,7 @@ from avalanche_contrastive.bench.data.images import Header, Size, decode, header
 
 VALIDATION = ("val", "valid", "validation")  # what the folder of validation images may be called
 LARGEST = 224  # side of a square that nobody asked for
-MANY = 0.1  # share of images that may be enlarged or shrunk a lot without a word
+MANY = 0.1  # share of images that may be enlarged or shrunk a lot without a warning
 TEST_SHARE = 0.2  # of a folder that has no test images of its own
 
 

@@ -134,8 +134,8 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
     for leaf in (train, test):
         labels.append(label_array(f"{where}, labels", np.asarray(leaf.targets), len(leaf.data)))
     if kind.sizes is not None and kind.sizes != (len(train.data), len(test.data)):
-        came = f"{len(train.data):,} and {len(test.data):,} images instead of {kind.sizes[0]:,} and {kind.sizes[1]:,}"
-        raise ValueError(_what_to_do(kind, folder, came))
+        found = f"{len(train.data):,} and {len(test.data):,} images instead of {kind.sizes[0]:,} and {kind.sizes[1]:,}"
+        raise ValueError(_what_to_do(kind, folder, found))
     check_classes(where, {"train labels": labels[0], "test labels": labels[1]})
     for leaf in (train, test):
         try:
@@ -154,9 +154,9 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
 
 @contextmanager
 def _alone(folder: Path, content: Path) -> Iterator[None]:
-    """Keep several processes from downloading the same thing at once; what it made, it removes after a failure."""
+    """Keep several processes from downloading the same thing at once; after a failure nothing new is left."""
     lock = folder / ".download.lock"
-    made = [path for path in content.parents if not path.exists()]  # the innermost first
+    created = [path for path in content.parents if not path.exists()]  # the innermost first
     locked_before = lock.exists()
     folder.mkdir(parents=True, exist_ok=True)
     # Where the data are and nobody has ever downloaded, or nothing can be written, there is nothing to wait for.
@@ -171,7 +171,7 @@ def _alone(folder: Path, content: Path) -> Iterator[None]:
                 raise
     except BaseException:
         with suppress(OSError):  # one that is not empty stays, and all around it
-            for path in made:
+            for path in created:
                 path.rmdir()
         raise
 

@@ -39,7 +39,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a stream is made of."""
+    """The data that a stream is cut from."""
 
     kind: StreamKind
     class_names: tuple[str, ...]
@@ -292,9 +292,9 @@ def _rotated(loaded: _Loaded, seed: int, experiences: int, caps: tuple[int, int]
     datasets: list[list[Images]] = [[], []]
     for domain, angle in enumerate(angles):
         pixels = rotation(angle, height, width)
-        for part, cap, made in zip(loaded.parts, caps, datasets, strict=True):
+        for part, cap, domains in zip(loaded.parts, caps, datasets, strict=True):
             chosen = _capped(part, cap, [domain])
-            made.append(Images(chosen.x, chosen.y, normalise=loaded.kind.normalise, pixels=pixels))
+            domains.append(Images(chosen.x, chosen.y, normalise=loaded.kind.normalise, pixels=pixels))
     what = f"domain-incremental: {experiences} rotations by seed, in [0, {TURN:g}) degrees, each tested under its own"
     return _domain_stream(loaded, datasets, what, angles)
 
@@ -302,12 +302,12 @@ def _rotated(loaded: _Loaded, seed: int, experiences: int, caps: tuple[int, int]
 def _domain_stream(loaded: _Loaded, datasets: list[list[Images]], what: str, angles: Sequence[float] = ()) -> Stream:
     # Not nc_benchmark with one data set per experience, as in Avalanche's RotatedMNIST: that takes several times as
     # long and gives wrong classes where a domain lacks one. The samples are the same.
-    made = [
+    labelled = [
         [_make_taskaware_classification_dataset(images, task_labels=domain) for domain, images in enumerate(some)]
         for some in datasets
     ]
     groups = [sorted(set(images.targets)) for images in datasets[0]]
-    return _stream(loaded, dataset_benchmark(*made), list(range(len(loaded.class_names))), groups, what, angles)
+    return _stream(loaded, dataset_benchmark(*labelled), list(range(len(loaded.class_names))), groups, what, angles)
 
 
 def _stream(

@@ -366,6 +366,6 @@ def _strategy(s: Setting, strategy: Any, **options: Any) -> Any:
 
 
 def _with_memory(s: Setting, strategy: Any, *, batch_size_mem: int, **options: Any) -> Any:
-    # DER and ER-ACE replay nothing, without a word, where a replay batch is larger than the memory.
+    # DER and ER-ACE replay nothing, without an error, where a replay batch is larger than the memory.
     rows = min(batch_size_mem, s.config.memory)
     return _strategy(s, strategy, mem_size=s.config.memory, batch_size_mem=rows, **options)

@@ -157,7 +157,7 @@ def make_encoder(name: str, image_shape: ImageShape) -> Encoder:
         image_shape: (C, H, W).
 
     Raises:
-        ValueError: the images are too small for it, or what was made does not map images to vectors.
+        ValueError: the images are too small for it, or the module does not map images to vectors.
     """
     if ":" in name:
         return _checked(name, _outside(name, image_shape), image_shape)
@@ -181,8 +181,8 @@ def _outside(name: str, image_shape: ImageShape) -> nn.Module:
             import timm  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
             raise ValueError(f"network {name!r} needs timm, which is not installed: pip install timm") from error
-        made: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
-        return made
+        encoder: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
+        return encoder
     if library == "torchvision":
         if model not in list_models(module=torchvision.models):
             raise ValueError(f"torchvision has no network {model!r}{nearest(model, list_models(torchvision.models))}")
@@ -205,7 +205,7 @@ def _checked(name: str, module: nn.Module, image_shape: ImageShape) -> Encoder:
     try:
         with torch.no_grad():
             output = module(torch.zeros(2, *image_shape))
-    except Exception as error:  # whatever a network says of images that it was not made for
+    except Exception as error:  # networks fail in many ways on images of another size
         raise ValueError(
             f"network {name!r} cannot take images of {' x '.join(map(str, image_shape))}: {error}"
         ) from error

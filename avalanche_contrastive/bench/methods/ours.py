@@ -48,7 +48,9 @@ def co2l(
     )
     memory = _memory(s, storage)
     strategy = _strategy(s, "co2l", model, options, augmentation=s.augmentation, **memory)
-    fitted = {"linear": "linear layer, refitted on", "ncm": "nearest class mean of"}[strategy.method.readout]
+    fitted = {"linear": "linear layer, refitted on", "ncm": "nearest class mean of"}[
+        options.get("readout", METHODS["co2l"].options["readout"])
+    ]
     return Built(strategy, f"{fitted} the last experience and the memory")
 
 

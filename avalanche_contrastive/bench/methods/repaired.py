@@ -231,7 +231,7 @@ class RepairedVAETraining(VAETraining):
 
 
 class TaskBlind(nn.Module):
-    """A model that is also called with task labels, as La-MAML does, and takes no notice."""
+    """A model that may be called with task labels, as La-MAML does, and ignores them."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

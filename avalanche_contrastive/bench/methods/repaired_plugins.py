@@ -68,7 +68,7 @@ class SharedAGEM(AGEMPlugin):
 class SharedGEM(GEMPlugin):
     """GEM with one memory for all experiences so far, and a solver that Avalanche brings along.
 
-    As shipped it has a memory per experience and needs quadprog, which is no dependency. The same quadratic programme,
+    As shipped it has a memory per experience and needs the package quadprog. The same quadratic programme,
     min v'Pv / 2 + q'v with v >= h, is a non-negative least-squares problem of v - h, which scipy solves.
     """
 
@@ -102,7 +102,7 @@ class SharedGEM(GEMPlugin):
 class StoredMIR(MIRPlugin):
     """MIR that replays all that it has stored.
 
-    As shipped, made for streams of single batches, it leaves out the classes of the last batch: those of the experience
+    As shipped, for streams of single batches, it leaves out the classes of the last batch: those of the experience
     just learned are then not replayed in the next. It also needs that batch, which an evaluation has cleared.
     """
 
@@ -118,7 +118,7 @@ class StoredMIR(MIRPlugin):
 
 
 class StreamGSS(GSS_greedyPlugin):
-    """GSS-greedy that looks at each image once, as in the streams of single batches that it was made for.
+    """GSS-greedy that looks at each image once, as in the streams of single batches that it is meant for.
 
     As shipped it chooses again from every epoch and from replayed images, so the memory fills with the first ones; it
     fails where a batch is larger than the memory; and it leaves the gradient of the last image that it looked at in the
@@ -135,7 +135,7 @@ class StreamGSS(GSS_greedyPlugin):
         """Leave the loader as it is: the replayed rows are added to the batch."""
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the batch as it came and add replayed rows."""
+        """Keep the loaded batch and add replayed rows."""
         x, y, tasks = strategy.mbatch
         self._current = x, y
         if strategy.clock.train_exp_counter > 0:

@@ -119,7 +119,7 @@ def submit_jobs(
             folder, under the same path.
         work: what to do with a job; must be picklable.
         write: called by each run, on its node, with its job and its result, hours later perhaps; must be picklable.
-        progress: told of each end, and of what the runs report in between.
+        progress: hears of each end, and of what the runs report in between.
         options: what each run asks of the cluster.
         scheduler: Slurm by default.
 
@@ -269,12 +269,12 @@ def run_task(
         importable(Path(place))
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, for jobs that save what they have so far
-    told = 0.0
+    noted = 0.0
 
     def report(share: float, what: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= NOTE_SECONDS:
-            told = time.monotonic()
+        nonlocal noted
+        if time.monotonic() - noted >= NOTE_SECONDS:
+            noted = time.monotonic()
             try:
                 write_json(note, {"share": share, "what": what})
             except OSError as error:  # the run matters more than what is said of it
@@ -305,7 +305,7 @@ def _wait(tasks: Mapping[str, Job], folder: Path, progress: Progress, scheduler:
                     outcome = _outcome(id, state, folder, there, seen_over, scheduler)
                     if outcome is not None:
                         del waiting[id]
-                        failed += _told(job, outcome, progress)
+                        failed += _ended(job, outcome, progress)
                     elif state not in ("PENDING", "UNKNOWN"):
                         _show(job, folder, progress)
                 progress.note = _counts(waiting, states, len(failed))
@@ -363,7 +363,7 @@ def _tail(path: Path) -> str:
         return "(there is no such file: the job did not start)"
 
 
-def _told(job: Job, outcome: dict[str, Any] | str, progress: Progress) -> list[tuple[Job, str]]:
+def _ended(job: Job, outcome: dict[str, Any] | str, progress: Progress) -> list[tuple[Job, str]]:
     """Say how a run ended; the failure, if it is one."""
     if isinstance(outcome, str):
         progress.finished(job, f"FAILED: {last_line(outcome)}", ok=False)

@@ -49,7 +49,7 @@ def execute(
         validation: evaluate on held-out training images, not on the test images.
         device: "cpu", "cuda", or "auto" for the one that is there.
         root: folder of downloaded data sets; "": Avalanche's.
-        report: told of progress.
+        report: hears of progress.
         checkpoint: saved after each experience but the last, and gone on with if it is of the same run; the caller
             removes it when the result is safe.
 

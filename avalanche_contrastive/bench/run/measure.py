@@ -63,7 +63,7 @@ class PeakMemory:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that there is no memory left, here or on a GPU."""
+    """Whether an error, or its cause, says that there is no memory left, here or on a GPU."""
     if error is None:
         return False
     words = ("can't allocate memory", "not enough memory", "out of memory")

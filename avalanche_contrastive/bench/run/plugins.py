@@ -30,7 +30,7 @@ class BatchAugment(SupervisedPlugin):
         self.augmentation = augmentation
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Wrap the replay loaders, which their owners have made by now."""
+        """Wrap the replay loaders, which exist by now."""
         for owner in (strategy, *strategy.plugins):
             loader = getattr(owner, REPLAY_LOADER, None)
             if loader is not None and not isinstance(loader, _Augmented):
@@ -58,7 +58,7 @@ class _Augmented:
 class TaskAccuracy(PluginMetric[float]):
     """Accuracy of each experience with its classes known: logits of all other classes are left out.
 
-    The same classifier as ever, told at test time which experience an image is from: the "task-incremental accuracy"
+    The same classifier, knowing at test time which experience an image is from: the "task-incremental accuracy"
     of Co2L's and DER's papers. Named ``TaskAcc_Exp/eval_phase/.../ExpNNN``.
     """
 

@@ -219,7 +219,7 @@ class _Sender:
         if len(message) + 8 <= select.PIPE_BUF:
             try:
                 self.writer.send_bytes(message)
-            except OSError:  # the pipe is full or the parent is gone: a report is no reason to stop
+            except OSError:  # the pipe is full or the parent is gone: the run matters more
                 return
 
 
@@ -276,6 +276,6 @@ def _attempt(work: Work, job: Job) -> Outcome:
 
 
 def train_along(work: Work, job: Job) -> None:
-    """Do a run that another process leads, without a word."""
+    """Do a run that another process leads, and print nothing."""
     with _quiet():
         _attempt(work, job)

@@ -69,7 +69,7 @@ class Progress:
         self._drawn = 0.0
 
     def started(self, job: Run) -> None:
-        """A run begins; told twice, the second time counts for nothing."""
+        """A run begins; a second call for the same run does nothing."""
         if job.id not in self.running:
             self.running[job.id] = _Running(job.label, time.monotonic())
             self.most_running = max(self.most_running, len(self.running))
@@ -78,9 +78,9 @@ class Progress:
     def moved(self, key: Key, share: float, what: str) -> None:
         """A run has done a share of its work, in [0, 1], and says in words where it is."""
         run = self.running.get(key)
-        if run is None:  # a message that came after the end
+        if run is None:  # a message that arrives after the end
             return
-        if not run.what and share < TRUSTED_SHARE:  # what came before (imports, loading) says nothing about the pace
+        if not run.what and share < TRUSTED_SHARE:  # imports and loading say nothing about the pace
             run.began = time.monotonic()
         run.share, run.what = min(max(share, 0.0), 1.0), what
         self.draw()

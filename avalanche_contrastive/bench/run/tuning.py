@@ -29,7 +29,7 @@ class Search:
         plan: of its suite.
         folder: of the candidates, ROW.json.
         fixed: keys that are not searched.
-        reuse: take stored scores even if another version of torch has made them.
+        reuse: take stored scores even if they are of another version of torch.
 
     Attributes:
         other_versions: versions of torch whose stored scores are not used.
