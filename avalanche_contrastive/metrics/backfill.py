@@ -54,12 +54,12 @@ def backfill_curve(
         y_gallery: class ids, (G,) integers.
         score: see ``compatibility_matrix``.
         order: which images come first: "random"; "oldest", by ``age``; "drift", those that have moved most.
-        age: when each was stored, such as the number of the experience, (G,); lower is older.
+        age: when each was stored, (G,), such as the number of the experience; lower is older.
         drift: how far each has moved, (G,), as estimated before it is embedded again, from its class or age, say. None:
             the angle between stored and renewed. It is known only afterwards: an upper end for orders by drift.
         steps: S - 1 parts of equal size.
         same_images, pairs: see ``compatibility_matrix``.
-        seed: of the random order, which also decides between images of one age or drift.
+        seed: of the random order, also among images of one age or drift.
 
     Raises:
         ValueError: a wrong shape, type or option.
@@ -67,28 +67,26 @@ def backfill_curve(
     name = "backfill_curve"
     check_choice(name, "order", order, ("random", "oldest", "drift"))
     check_count(name, 1, steps=steps)
-    for argument, x in (("stored", stored), ("renewed", renewed)):
-        check_features(name, argument, x)
+    check_features(name, "stored", stored)
+    check_features(name, "renewed", renewed)
     if stored.shape != renewed.shape:
-        raise ValueError(
-            f"{name}: stored and renewed must be features of the same images and of one width, got "
-            f"{tuple(stored.shape)} and {tuple(renewed.shape)}."
-        )
+        shapes = f"{tuple(stored.shape)} and {tuple(renewed.shape)}"
+        raise ValueError(f"{name}: stored and renewed must be of the same images and of one width, got {shapes}.")
     first = torch.randperm(len(stored), generator=torch.Generator().manual_seed(seed))
     if order == "oldest":
-        first = first[torch.argsort(_per_image(name, "age", age, len(stored))[first], stable=True)]
+        first = first[_per_image(name, "age", age, len(stored))[first].argsort(stable=True)]
     elif order == "drift":
         angle = -F.cosine_similarity(stored.double(), renewed.double()) if drift is None else drift
-        first = first[torch.argsort(_per_image(name, "drift", angle, len(stored))[first], stable=True, descending=True)]
+        first = first[_per_image(name, "drift", angle, len(stored))[first].argsort(stable=True, descending=True)]
     scored = Scorer(name, score, same_images=same_images, mapping=None, pairs=pairs, seed=seed)
     mixed = stored.to(torch.promote_types(stored.dtype, renewed.dtype), copy=True)
-    shares, scores = torch.arange(steps + 1, dtype=torch.float64) / steps, []
-    for share in shares.tolist():
-        rows = first[: round(share * len(stored))].to(stored.device)
+    share, scores = torch.arange(steps + 1, dtype=torch.float64) / steps, []
+    for done in share.tolist():
+        rows = first[: round(done * len(stored))].to(stored.device)
         mixed[rows] = renewed[rows].to(mixed)
         scores.append(scored(queries, y_query, mixed, y_gallery))
-    score_at = torch.tensor(scores, dtype=torch.float64)
-    return BackfillCurve(shares, score_at, torch.trapezoid(score_at, shares).item())
+    curve = torch.tensor(scores, dtype=torch.float64)
+    return BackfillCurve(share, curve, torch.trapezoid(curve, share).item())
 
 
 def _per_image(name: str, argument: str, x: Tensor | None, n: int) -> Tensor:
