@@ -15,12 +15,13 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from avalanche_contrastive._files import remove_left_over, replacing
+
 __all__ = ["DTYPES", "INTEGER_BITS", "ArchiveError", "read_plain", "write_plain"]
 
 LEFT_OVER_SECONDS = 3600.0
@@ -117,6 +118,8 @@ class _Memo(dict[int, Any]):
 class _Reader(pickle._Unpickler):
     """Python's own reader, restricted: no class is looked up, and nothing is called but `_tensor` and `_no_hooks`."""
 
+    stack: list[Any]
+
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
         self.folder, data = _pickle_of(archive)
@@ -151,12 +154,39 @@ class _Reader(pickle._Unpickler):
             raise ArchiveError("keys that are no names")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    dispatch = {
+    dispatch: ClassVar[dict[int, Any]] = {
         **{
             getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
-            for name in "PROTO STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_LIST "
-            "EMPTY_DICT EMPTY_TUPLE MARK TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET "
-            "GLOBAL REDUCE BINPERSID".split()
+            for name in [
+                "PROTO",
+                "STOP",
+                "NONE",
+                "NEWTRUE",
+                "NEWFALSE",
+                "BININT",
+                "BININT1",
+                "BININT2",
+                "LONG1",
+                "BINFLOAT",
+                "BINUNICODE",
+                "EMPTY_LIST",
+                "EMPTY_DICT",
+                "EMPTY_TUPLE",
+                "MARK",
+                "TUPLE",
+                "TUPLE1",
+                "TUPLE2",
+                "TUPLE3",
+                "APPEND",
+                "APPENDS",
+                "BINPUT",
+                "LONG_BINPUT",
+                "BINGET",
+                "LONG_BINGET",
+                "GLOBAL",
+                "REDUCE",
+                "BINPERSID",
+            ]
         },
         pickle.SETITEM[0]: lambda self: self.set_items([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.set_items(self.pop_mark()),

@@ -84,7 +84,9 @@ def save(
             sources.look_at([stream])
         except MismatchError as error:
             where = [encoder.paths[key] for key in sources.missing]
-            words = f"cannot save strategy.{where[0]}: its samples are not of the stream given" if where else "cannot save"
+            words = (
+                f"cannot save strategy.{where[0]}: its samples are not of the stream given" if where else "cannot save"
+            )
             raise MismatchError(f"{words}: {error}") from None
     content = {
         "format": FORMAT,
@@ -130,8 +132,8 @@ def restore(strategy: Any, path: str | os.PathLike[str], *, stream: Iterable[Any
         if strategy.clock.train_exp_counter > 0 or strategy.clock.train_iterations > 0:
             raise CheckpointError(
                 f"restore needs a strategy that has not been trained, this one has seen "
-                f"{strategy.clock.train_exp_counter} experiences. Build a new one, with a new model, optimiser, plugins "
-                "and evaluator."
+                f"{strategy.clock.train_exp_counter} experiences. Build a new one, with a new model, optimiser, "
+                "plugins and evaluator."
             )
         content = _read(Path(path))
         _check_names(content, strategy)
@@ -170,7 +172,11 @@ def _read(path: Path) -> dict[str, Any]:
             "or a checkpoint of Avalanche's own?"
         )
     wrong = [name for name, kind in HEADER.items() if type(content.get(name)) is not kind]
-    texts = [*content.get("plugins", ()), *content.get("metrics", ()), *content.get("versions", {}).values()] if not wrong else []
+    texts = (
+        [*content.get("plugins", ()), *content.get("metrics", ()), *content.get("versions", {}).values()]
+        if not wrong
+        else []
+    )
     if wrong or not all(type(text) is str for text in texts) or "avalanche-contrastive" not in content["versions"]:
         raise CheckpointError(f"{path}: the file is damaged or forged: its header has no {wrong or 'names'}.")
     if content["version"] != VERSION:
@@ -207,8 +213,8 @@ def _prepared(content: dict[str, Any], strategy: Any, stream: Any) -> Callable[[
         raise CheckpointError(f"done is {content['done']} there, but its clock has counted {clock}")
     if len(content["random"]) != processes():
         raise MismatchError(
-            f"the checkpoint is of {len(content['random'])} processes and cannot go on in {processes()}: each has random "
-            "generators of its own. Start as many."
+            f"the checkpoint is of {len(content['random'])} processes and cannot go on in {processes()}: each has "
+            "random generators of its own. Start as many."
         )
     states = [checked_random_state(_data(table)) for table in content["random"]]
 
@@ -240,13 +246,15 @@ def _check_names(content: dict[str, Any], strategy: Any) -> None:
     """Refuse another strategy, model, plugin or metric before anything else is looked at."""
     for key, here in _names(strategy).items():
         if content[key] != here:
-            words = [", ".join(map(short, n)) if isinstance(n, list) else n.replace(":", ".") for n in (content[key], here)]
+            words = [
+                ", ".join(map(short, n)) if isinstance(n, list) else n.replace(":", ".") for n in (content[key], here)
+            ]
             raise MismatchError(f"the checkpoint is of another {key.rstrip('s')}: {words[0]} there, {words[1]} here.")
     device = torch.device(strategy.device).type
     if device not in (content["device"], "cpu"):
         raise MismatchError(
-            f"the checkpoint was saved on {content['device']:.20} and cannot go on on {device}: nothing tells which of its "
-            "tensors belong there."
+            f"the checkpoint was saved on {content['device']:.20} and cannot go on on {device}: nothing tells which of "
+            "its tensors belong there."
         )
 
 

@@ -140,7 +140,9 @@ class Decoder:
             value, ours = attributes[name], state[name]
             if _is_option(ours) or ours is None or value is None:
                 is_plain = number_of(value) is None or self.table[value[0]][0] == "tuple"
-                self.compare(path_of(place.path or "strategy", ("attribute", name)), self.data(value) if is_plain else KEPT, ours)
+                self.compare(
+                    path_of(place.path or "strategy", ("attribute", name)), self.data(value) if is_plain else KEPT, ours
+                )
 
     def compare(self, path: str, theirs: Any, ours: Any) -> None:
         """Note an option that the file has otherwise; KEPT is one that cannot be compared."""
@@ -239,7 +241,9 @@ class Decoder:
         """What is to stand in a container, where nothing can be left out."""
         new = self.place(value, there, path, is_made=is_made)
         if new is KEPT and there is MISSING:
-            raise MismatchError(f"strategy.{path}: the saved strategy had a function or the like there, which no file has")
+            raise MismatchError(
+                f"strategy.{path}: the saved strategy had a function or the like there, which no file has"
+            )
         return there if new is KEPT else new
 
     # ---- filling counterparts
@@ -297,7 +301,9 @@ class Decoder:
         for name, value in attributes.items():
             path, ours = path_of(place.path, ("attribute", name)), state.get(name, MISSING)
             if ours is MISSING and not _is_free(type(thing), name):
-                raise MismatchError(f"strategy.{path} is in the file, but something else of {type(thing).__name__} here")
+                raise MismatchError(
+                    f"strategy.{path} is in the file, but something else of {type(thing).__name__} here"
+                )
             try:
                 new = self.place(value, ours, path, is_made=place.is_made)
             except MismatchError:
@@ -338,7 +344,9 @@ class Decoder:
         """A data set of stored samples."""
         _, name, group, keys, _, which, position, own_collate, described = record
         if own_collate and self.sources.collate is None:
-            raise MismatchError(f"strategy.{place.path}: batches are made by a function of the stream. {GIVE_THE_STREAM}")
+            raise MismatchError(
+                f"strategy.{place.path}: batches are made by a function of the stream. {GIVE_THE_STREAM}"
+            )
         attributes = []
         for attribute, (values, in_sample, discards) in self.data(described).items():
             values = [row.clone() for row in values] if isinstance(values, Tensor) else values
@@ -441,9 +449,9 @@ _NEW: dict[str, Callable[[Decoder, Record, Place], Any]] = {
 }
 _VALUES: dict[str, Callable[[Decoder, Record, Place], Any]] = {
     "configuration": Decoder.configured,
-    "tuple": lambda decoder, record, place: (
-        torch.Size if isinstance(place.there, torch.Size) else tuple
-    )(decoder.items(record[1], place)),
+    "tuple": lambda decoder, record, place: (torch.Size if isinstance(place.there, torch.Size) else tuple)(
+        decoder.items(record[1], place)
+    ),
     "frozenset": lambda decoder, record, place: frozenset(decoder.items(record[1], place)),
     "scalar": lambda decoder, record, place: record[1].numpy().view(kinds.NUMPY[record[2]])[0],
     "dtype": lambda decoder, record, place: kinds.DTYPES[record[1]],

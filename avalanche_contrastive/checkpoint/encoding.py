@@ -141,8 +141,8 @@ class Encoder:
             raise unsavable(path, value, "its state cannot be read from Python")
         if name not in kinds.MADE and any(name in path for name in RESULTS):
             raise unsavable(path, value, "it is no value")
-        # Avalanche's memories deal out their room in the order of a set of their groups. Python's order of a set follows
-        # from the order in which it was filled, and that is the order of the groups in the dict beside it.
+        # Avalanche's memories deal out their room in the order of a set of their groups. Python's order of a set
+        # follows from the order in which it was filled, and that is the order of the groups in the dict beside it.
         orders = [list(item) for item in state.values() if isinstance(item, dict)]
         for item in (item for item in state.values() if type(item) is set):
             self._orders |= {id(item): order for order in orders if len(order) == len(item) and set(order) == item}
@@ -152,7 +152,7 @@ class Encoder:
         return {name: self.value(value, f"{path}.{name}" if path else name) for name, value in state.items()}
 
     def _optimizer(self, value: Optimizer, path: str) -> Record:
-        """Parameters that nothing else holds any more, as Avalanche leaves them behind when a head grows, are dropped."""
+        """Drop parameters that nothing else holds any more, as Avalanche leaves them behind when a head grows."""
         held = self._numbers.keys()
         for parameter in (parameter for group in value.param_groups for parameter in group["params"]):
             if id(parameter) not in held and parameter.grad is not None:
@@ -196,7 +196,7 @@ class Encoder:
         if type(value).__name__ == "list_iterator" and value.__length_hint__() == 0:
             return ["configuration", "builtins:list_iterator"]
         if inspect.isgenerator(value) and inspect.getgeneratorstate(value) == inspect.GEN_CREATED:
-            loader = next(iter(value.gi_frame.f_locals.values()), None)
+            loader: Any = next(iter(inspect.getgeneratorlocals(value).values()), None)
             datasets = getattr(loader, "datasets", [getattr(loader, "dataset", None)])
             if all(isinstance(data, AvalancheDataset) for data in datasets):
                 size = getattr(loader, "batch_size", None) or loader.batch_sizes[0]
@@ -217,7 +217,7 @@ def unsavable(path: str, value: Any, why: str) -> CheckpointError:
 
 
 def _values(attribute: Any) -> tuple[Any, bool, bool]:
-    """The values of a data attribute (a tuple: one for all), and whether it is in the samples and drops what is unused."""
+    """The values of a data attribute (a tuple: one for all); whether it is in the samples, and drops unused ones."""
     data = attribute._data
     values: Any = [attribute[i] for i in range(len(attribute))]
     if isinstance(data, ConstantSequence):

@@ -51,11 +51,17 @@ class MismatchError(CheckpointError):
     """The file is of another strategy than the one that it shall be restored into."""
 
 
+def _bit_generator(like: Any) -> Any:
+    """A new bit generator of the kind of a generator's; numpy's default where there is none."""
+    return type(getattr(like, "bit_generator", np.random.PCG64()))()
+
+
 def name_of(thing: Any) -> str:
     """``module:qualified.name`` of a class or function, that of the class for anything else."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
-    if getattr(torch, getattr(named, "__name__", ""), None) is named:
-        return f"torch:{named.__name__}"  # torch's functions say that they are methods of a hidden class
+    simple = str(getattr(named, "__name__", ""))
+    if getattr(torch, simple, None) is named:
+        return f"torch:{simple}"  # torch's functions say that they are methods of a hidden class
     return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 
 
@@ -115,7 +121,7 @@ GENERATORS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Callable
     ),
     name_of(random.Random): (lambda like: random.Random(), random.Random.getstate, random.Random.setstate),
     name_of(np.random.Generator): (
-        lambda like: np.random.Generator(type(getattr(like, "bit_generator", np.random.PCG64()))()),
+        lambda like: np.random.Generator(_bit_generator(like)),
         lambda generator: generator.bit_generator.state,
         lambda generator, state: setattr(generator.bit_generator, "state", state),
     ),
@@ -161,8 +167,21 @@ def is_users_callable(value: Any) -> bool:
 
 # Of a strategy: what belongs to one experience or one batch, and is empty between two experiences.
 PASSING = frozenset(
-    "experience is_training current_eval_stream _eval_streams adapted_dataset dataloader mbatch mb_output mb_it loss "
-    "plugins _distributed_check _stop_training".split()
+    [
+        "experience",
+        "is_training",
+        "current_eval_stream",
+        "_eval_streams",
+        "adapted_dataset",
+        "dataloader",
+        "mbatch",
+        "mb_output",
+        "mb_it",
+        "loss",
+        "plugins",
+        "_distributed_check",
+        "_stop_training",
+    ]
 )
 MODULE_STATE = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 HOOKS = frozenset(vars(nn.Module())) - MODULE_STATE  # of a module: functions

@@ -68,7 +68,9 @@ class OptimizerState:
         for parameter, state in states.items() if cls.__name__ in PLAIN and cls.__module__.startswith("torch.") else ():
             for name, value in state.items():
                 if tuple(getattr(value, "shape", ())) not in ((), self.shapes[parameter]):
-                    raise MismatchError(f"strategy.{self.path}: {name:.40} has not the shape of its parameter in the file")
+                    raise MismatchError(
+                        f"strategy.{self.path}: {name:.40} has not the shape of its parameter in the file"
+                    )
 
     def apply(self) -> None:
         """Take what the copy has loaded."""

@@ -20,7 +20,9 @@ def checked_random_state(state: Any) -> dict[str, Any]:
         Exception: it is none of theirs.
     """
     if {*state} != {*RNGManager.random_generators}:
-        raise MismatchError(f"random generators: {sorted(map(str, state))} in the file, {[*RNGManager.random_generators]} here")
+        raise MismatchError(
+            f"random generators: {sorted(map(str, state))} in the file, {[*RNGManager.random_generators]} here"
+        )
     states = {name: kept["current_state"] for name, kept in state.items()}
     torch.Generator().set_state(states["torch"])
     np.random.RandomState().set_state(states["numpy"])

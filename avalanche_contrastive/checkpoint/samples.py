@@ -81,7 +81,8 @@ class StoredSource(_FlatDataWithTransform[Any]):
 
     def __init__(self, key: str, size: int) -> None:
         super().__init__([])
-        self.key, self.real = key, None
+        self.key = key
+        self.real: Any = None
         self._can_flatten = False
         self._cumulative_sizes = [size]
 
