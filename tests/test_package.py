@@ -18,8 +18,8 @@ from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSched
 ROOT = Path(avalanche_contrastive.__file__).parent
 # Each floor imports from the floors before it, and within itself without a circle.
 FLOORS = [
-    {"registry", "_version", "_launch", "_files", "_outside", "_loaders", "_rows"},
-    {"_checks", "_kernels", "_torch", "losses"},
+    {"registry", "_version", "_launch", "_files", "_archive", "_outside", "_loaders", "_rows"},
+    {"_checks", "_kernels", "_fingerprint", "_torch", "losses"},
     {"data", "models", "readout", "features", "teacher", "tasks"},
     {"plugins", "metrics"},
     {"strategies", "checkpoint", "parallel", "plots", "__init__"},

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from avalanche.benchmarks.scenarios.generic_scenario import CLExperience, CLScenario, CLStream
 from avalanche.benchmarks.utils import AvalancheDataset, classification_dataset, data_loader, detection_dataset
+from avalanche.evaluation.metric_results import TensorImage
 from avalanche.evaluation.metrics import Accuracy, Mean, Sum
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, bic_model, cosine_layer, dynamic_modules
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.hooks import RemovableHandle
 
 from avalanche_contrastive._rows import SharesBatches
+from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.readout import ReadOut
 
 __all__ = ["CheckpointError", "MismatchError"]
@@ -89,6 +91,8 @@ MADE: dict[str, Callable[[], Any]] = {
     **_by_name(Accuracy, Mean, Sum),
     name_of(storage_policy.ReservoirSamplingBuffer): lambda: storage_policy.ReservoirSamplingBuffer(0),
     name_of(storage_policy._ParametricSingleBuffer): _parametric_buffer,
+    name_of(MatrixValue): lambda: MatrixValue(torch.zeros(1, 1)),
+    name_of(TensorImage): lambda: TensorImage(torch.zeros(1)),
     name_of(ParamData): lambda: ParamData("", (0,)),
     name_of(bic_model.BiasLayer): lambda: bic_model.BiasLayer([0]),
     name_of(nn.Linear): lambda: nn.Linear(1, 1),

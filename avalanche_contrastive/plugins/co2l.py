@@ -321,7 +321,7 @@ def _asks_for_outputs(evaluator: Any) -> bool:
         if isinstance(metric, GenericPluginMetric):
             if metric._mode == "train" and not isinstance(metric, (LossPluginMetric, TimePluginMetric)):
                 return True
-        elif type(metric).after_training_iteration is not PluginMetric.after_training_iteration:
+        elif getattr(type(metric), "after_training_iteration", None) is not PluginMetric.after_training_iteration:
             return True
     return False
 
