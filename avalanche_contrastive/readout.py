@@ -373,7 +373,7 @@ def fit_standardized(features: Tensor, y: Tensor, **options: Any) -> tuple[Tenso
 
 
 def fit_nearest_mean(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest class mean of unit features as a linear layer: -|f - m|^2 = 2 f.m - |m|^2 - 1 for |f| = 1.
+    """Nearest class mean of unit features as a linear layer: ``-|f - m|^2 = 2 f.m - |m|^2 - 1`` for ``|f| = 1``.
 
     Returns:
         Class ids (C,), weight (C, D), bias (C,), to be applied to unit features.
