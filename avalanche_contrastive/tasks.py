@@ -184,6 +184,12 @@ def check_stream(name: str, experience: Any, model: nn.Module) -> None:
             "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
             "avalanche.benchmarks.with_classes_timeline(benchmark)."
         )
+    named = getattr(task_of(experience), "classes_in_this_experience", None) or classes
+    if fractions := [c for c in named if isinstance(c, float)]:
+        raise ValueError(
+            f"{name}: class ids must be whole numbers, but this experience has {fractions[0]}. Are the `targets` "
+            "floats? Give integers, 0, 1, 2, ..., also as the samples' labels."
+        )
     if classes[0] < 0 or classes[-1] >= LARGEST:
         raise ValueError(
             f"{name}: a class id is a column of the logits, 0 <= id < {LARGEST}, but this experience has the id "

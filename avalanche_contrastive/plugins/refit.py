@@ -63,7 +63,7 @@ class ReadOutRefit:
         embedded = [
             embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in parts if len(data) > 0
         ]
-        features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded])
+        features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded]).long()
         _check_features(features)
         if self.kind == "ncm":
             return fit_nearest_mean(features, y)
