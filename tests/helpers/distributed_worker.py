@@ -371,7 +371,7 @@ def resumed(folder):
         endings.append(digest([*strategy.model.parameters(), torch.get_rng_state()]))
         strategy = build("ssil", parallel=True, dtype=torch.float32)
         checkpoint.restore(strategy, path)
-    kept = [type(plugin).__name__ for plugin in strategy.plugins if type(plugin).__name__ != "Refill"]
+    kept = [type(plugin).__name__ for plugin in strategy.plugins if type(plugin).__name__ != "LookUp"]
     return {"endings": endings, "orders": [order, kept], "unwritable": said(checkpoint.save, strategy, path / "no.pt")}
 
 
