@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,7 +120,9 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     # By the usual rule for ties a network that has collapsed to a point would find everything.
     retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
     metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics)]
-    evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
+        evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
     common = {
         "train_mb_size": config.batch_size,
         "train_epochs": config.epochs,
