@@ -227,6 +227,8 @@ def tune(parsed: argparse.Namespace) -> int:
 
 def show_tables(parsed: argparse.Namespace) -> int:
     """Print or write tables from JSON."""
+    if parsed.format != "md" and (parsed.write or parsed.into):
+        raise ValueError("--format is of what is printed: pages written by --write and --into are Markdown")
     everything = results.load_all(parsed.results)
     if parsed.write:
         write_text(parsed.write, pages.results_page(everything))
