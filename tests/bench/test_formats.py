@@ -76,6 +76,12 @@ def test_the_command_prints_the_format_that_is_asked_for(root, everything, capsy
     assert capsys.readouterr().out == formats.markdown_tables(everything)
 
 
+@pytest.mark.parametrize("words", [["--write", "page.md"], ["--into", "page.md"]])
+def test_pages_are_markdown_only(root, words, capsys):
+    assert cli.main(["table", "--results", str(root), "--format", "csv", *words]) == 2
+    assert "pages written by --write and --into are Markdown" in capsys.readouterr().err
+
+
 # ---- one tidy CSV
 
 

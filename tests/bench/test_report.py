@@ -141,3 +141,19 @@ def test_the_classes_of_each_experience_are_named_seed_by_seed(tmp_path):
     saved(tmp_path / "none", made("b", 2))
     assert not html.streams_table(results.load_all(tmp_path / "none")["mine"])
     assert not Reader(html.report_page(results.load_all(tmp_path / "none"))).problems
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("class_names", "cat"),
+        ("class_names", [1, 2]),
+        ("experience_classes", [1, 2]),
+        ("experience_classes", [["cat"]]),
+        ("angles", ["steep"]),
+    ],
+)
+def test_streams_that_are_not_described_as_runs_do_are_refused(key, value, tmp_path):
+    saved(tmp_path, made("a", 0) | {key: value})
+    with pytest.raises(ValueError, match=f"a-seed0.json: {key} must be a list of"):
+        results.load_all(tmp_path)

@@ -102,16 +102,16 @@ def streams_table(grouped: Grouped) -> Table:
 
 def runs_table(grouped: Grouped) -> Table:
     """Which commit, versions and device made which runs."""
-    made: dict[tuple[str, str, str], list[str]] = {}
+    runs: dict[tuple[str, str, str], list[str]] = {}
     for name, results in grouped.items():
         for result in results:
             versions = listed(f"{package} {number}" for package, number in result["versions"].items())
             commit = str(result.get("git_commit", "unknown"))
             short = commit[:12] + "+changes" * commit.endswith("+changes")
-            made.setdefault((short, str(result["device"]), versions), []).append(name)
+            runs.setdefault((short, str(result["device"]), versions), []).append(name)
     lines = [
         (Code(commit), device, versions, str(len(names)), listed(sorted({*names})))
-        for (commit, device, versions), names in sorted(made.items())
+        for (commit, device, versions), names in sorted(runs.items())
     ]
     return Table(("git commit", "device", "versions", "runs", "rows"), tuple(lines), "lllrl")
 

@@ -123,10 +123,10 @@ def provenance(grouped: Grouped) -> list[str]:
     """What the runs trained on, with what and where: a sentence each."""
     results = [result for row in grouped.values() for result in row]
     streams = dict.fromkeys(str(result["stream"]) for result in results if result.get("stream"))
-    made = dict.fromkeys(listed(f"{name} {number}" for name, number in r["versions"].items()) for r in results)
+    versions = dict.fromkeys(listed(f"{name} {number}" for name, number in r["versions"].items()) for r in results)
     devices = dict.fromkeys(str(result["device"]) for result in results)
     sentences = [f"{'; '.join(streams)}."] if streams else []
-    return [*sentences, f"Made with {'; or '.join(made)}; on {'; or '.join(devices)}."]
+    return [*sentences, f"Made with {'; or '.join(versions)}; on {'; or '.join(devices)}."]
 
 
 # ---- Markdown

@@ -46,7 +46,7 @@ for (const table of document.querySelectorAll("table")) {
 
 const form = document.querySelector(".filter");
 const field = form.querySelector("input");
-const told = form.querySelector("output");
+const count = form.querySelector("output");
 const rows = [...document.querySelectorAll("tbody tr, .configs > details")].map((row) => [
   row,
   row.textContent.toLowerCase(),
@@ -62,7 +62,7 @@ function filter() {
   for (const table of document.querySelectorAll("table")) {
     table.toggleAttribute("data-empty", !table.querySelector("tbody tr:not([hidden])"));
   }
-  told.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+  count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
 }
 
 field.addEventListener("input", filter);
