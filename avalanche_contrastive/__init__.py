@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from avalanche_contrastive._version import __version__
 
 if TYPE_CHECKING:
-    from avalanche_contrastive.data import BatchAugmentation, TwoViews
+    from avalanche_contrastive.data import BatchAugmentation, PadCropAugmentation, SimCLRAugmentation, TwoViews
     from avalanche_contrastive.models import ContrastiveModel, MTContrastiveModel
     from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, SSILPlugin
     from avalanche_contrastive.strategies import CSD, SSIL, Co2L
@@ -24,13 +24,15 @@ __all__ = [
     "ContrastiveModel",
     "ExperienceSchedule",
     "MTContrastiveModel",
+    "PadCropAugmentation",
     "SSILPlugin",
+    "SimCLRAugmentation",
     "TwoViews",
     "__version__",
 ]
 
 _HOMES = {
-    "data": ("BatchAugmentation", "TwoViews"),
+    "data": ("BatchAugmentation", "PadCropAugmentation", "SimCLRAugmentation", "TwoViews"),
     "models": ("ContrastiveModel", "MTContrastiveModel"),
     "plugins": ("CSDPlugin", "Co2LPlugin", "ExperienceSchedule", "SSILPlugin"),
     "strategies": ("CSD", "Co2L", "SSIL"),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from avalanche.training.losses import SCRLoss
 from torch import Tensor
 
+from avalanche_contrastive.data import PadCropAugmentation, SimCLRAugmentation
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     contrastive_distillation,
@@ -205,3 +206,34 @@ def loss_comparisons() -> list[Comparison]:
             1.1,
         ),
     ]
+
+
+def augmentation_comparisons() -> list[Comparison]:
+    """Augmentations of a batch beside kornia's, which must be installed. Equal in distribution only."""
+    import kornia.augmentation as kornia
+
+    found = []
+    for count, side in ((512, 32), (128, 64)):
+        x = torch.rand(count, 3, side, side)
+        simclr = [
+            kornia.RandomResizedCrop((side, side), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), cropping_mode="resample"),
+            kornia.RandomHorizontalFlip(p=0.5),
+            kornia.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+            kornia.RandomGrayscale(p=0.2),
+        ]
+        if side > 32:
+            taps = side // 20 * 2 + 1
+            simclr.append(kornia.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=0.5))
+        pad_crop = [kornia.RandomCrop((side, side), padding=4, cropping_mode="resample"), simclr[1]]
+        size = f"{count} x 3 x {side} x {side}"
+        for name, ours, theirs, target in (
+            ("SimCLR's views", SimCLRAugmentation(), simclr, 1 / 3),
+            ("padded crop", PadCropAugmentation(), pad_crop, 1.0),
+        ):
+            layers = torch.nn.Sequential(*theirs)
+            found.append(
+                Comparison(
+                    f"{name}, {size}", "kornia", lambda o=ours, x=x: o(x), lambda t=layers, x=x: t(x), round(target, 2)
+                )
+            )
+    return found
