@@ -1,6 +1,7 @@
 """What the losses compute with: gradients written out, a softmax for each task, precision. Needs torch only.
 
-Nothing here reads a value of a GPU tensor, so no loss makes the host wait. Each kernel has a plain twin in the tests.
+Nothing here reads a value of a GPU tensor, so no loss makes the host wait. The tests compare each kernel with a plain
+formula.
 """
 
 from collections.abc import Iterable
@@ -169,7 +170,7 @@ def _layout(tasks: tuple[int, ...], device: torch.device) -> _Layout:
     order = [column for task in classes.values() for column in task]
     segment = [number for number, task in enumerate(classes.values()) for _ in task]
     first = order[0] if order else 0
-    with torch.inference_mode(False):  # what is made in inference mode could not be used in training later
+    with torch.inference_mode(False):  # a tensor of inference mode could not be used in training later
         return _Layout(
             slice(first, first + len(order))
             if order == list(range(first, first + len(order)))

@@ -2,7 +2,7 @@
 
 Each is what ``torchvision.transforms.v2.functional`` does to one image, up to rounding. Images are floats in [0, 1], C
 is 1 or 3, parameters are tensors (B,) of the same type and device. No value is read, so a GPU is never waited for; and
-few temporary tensors are made, because on a processor fresh memory takes longer than the arithmetic.
+temporary tensors are few, because on a processor fresh memory takes longer than the arithmetic.
 """
 
 from functools import lru_cache

@@ -33,9 +33,9 @@ class TwoViews:
         views = [self.transform(image) for _ in range(self.views)]
         for view in views:
             if not isinstance(view, Tensor) or view.shape != views[0].shape:
-                came = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+                given = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
                 raise TypeError(
-                    f"TwoViews: transform must return tensors (C, H, W) of one size, got {came}. "
+                    f"TwoViews: transform must return tensors (C, H, W) of one size, got {given}. "
                     "Does it lack a final ToTensor, or crop to random sizes?"
                 )
         return torch.stack(views)
@@ -60,9 +60,9 @@ def stack_views(x: Tensor, augmentation: Callable[[Tensor], Tensor], views: int 
     stacked = [augmentation(x) for _ in range(views)]
     for view in stacked:
         if not isinstance(view, Tensor) or view.shape != x.shape:
-            came = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+            given = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(
-                f"augmentation must map a batch of shape {tuple(x.shape)} to one of the same shape, got {came}. "
+                f"augmentation must map a batch of shape {tuple(x.shape)} to one of the same shape, got {given}. "
                 "Does it expect a single image, or make the views itself?"
             )
     return torch.stack(stacked, dim=1)

@@ -23,18 +23,18 @@ def test_it_is_the_packages_with_the_streams_options(name, normalise, expected):
     augmentation, x = make_augmentation(name, (3, 8, 8), KEYWORDS, normalise=normalise), torch.full((9, 3, 8, 8), 0.5)
     assert repr(augmentation) == repr(expected)
     torch.manual_seed(0)
-    made = augmentation(x)
+    result = augmentation(x)
     torch.manual_seed(0)
-    assert torch.equal(made, expected(x))
+    assert torch.equal(result, expected(x))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 48)], ids=str)
 @pytest.mark.parametrize("name", ["", "simclr", "pad_crop"])
 def test_an_image_keeps_its_shape(name, shape):
     x = torch.rand(8, *shape)
-    made = make_augmentation(name, shape, {})(x)
-    assert made.shape == x.shape
-    assert made.isfinite().all()
+    result = make_augmentation(name, shape, {})(x)
+    assert result.shape == x.shape
+    assert result.isfinite().all()
 
 
 # ---- bad input

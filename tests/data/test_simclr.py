@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from helpers.operations import WAITING, Names
 from scipy.stats import ks_2samp
-from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -62,8 +61,8 @@ def test_resized_crop_and_flip(shape):
     found = images.resized_crop(x, *(values.float() for values in window), flip)
 
     def one(image, top, left, height, width, flip):
-        made = tv.resized_crop(image, top, left, height, width, list(image.shape[1:]))
-        return made.flip(-1) if flip else made
+        result = tv.resized_crop(image, top, left, height, width, list(image.shape[1:]))
+        return result.flip(-1) if flip else result
 
     torch.testing.assert_close(found, each(x, one, *window, flip), atol=2e-5, rtol=0)
 
@@ -76,8 +75,8 @@ def test_crop_of_a_framed_image(shape):
     found = images.crop(x, top, left, flip)
 
     def one(image, top, left, flip):
-        made = tv.crop(tv.pad(image, [4]), top + 4, left + 4, *image.shape[1:])
-        return made.flip(-1) if flip else made
+        result = tv.crop(tv.pad(image, [4]), top + 4, left + 4, *image.shape[1:])
+        return result.flip(-1) if flip else result
 
     torch.testing.assert_close(found, each(x, one, top, left, flip), atol=2e-5, rtol=0)
 
@@ -216,13 +215,13 @@ def test_the_whole_has_torchvisions_moments(shape):
 
 def test_each_part_has_its_probability():
     x = torch.tensor([0.8, 0.4, 0.2]).reshape(3, 1, 1).expand(4000, 3, 8, 8)
-    made = SimCLRAugmentation()(x)
-    grey = (made.amax(dim=1) - made.amin(dim=1)).flatten(1).amax(dim=1) < 1e-4
+    result = SimCLRAugmentation()(x)
+    grey = (result.amax(dim=1) - result.amin(dim=1)).flatten(1).amax(dim=1) < 1e-4
     assert grey.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    kept = (made - x).abs().flatten(1).amax(dim=1) < 1e-4
+    kept = (result - x).abs().flatten(1).amax(dim=1) < 1e-4
     assert kept.float().mean().item() == pytest.approx(0.2 * 0.8, abs=0.03)
-    assert made.min() >= 0
-    assert made.max() <= 1
+    assert result.min() >= 0
+    assert result.max() <= 1
 
 
 def test_nothing_to_draw_is_the_identity():
@@ -238,8 +237,8 @@ def test_each_change_of_colour_stands_alone(change):
     still = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "jitter": 1.0}
     options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "grayscale": 0.0, "blur": 0.0}
     x = 0.3 + 0.4 * torch.rand(50, 3, 8, 8)
-    made = SimCLRAugmentation(**{**options, **still, change: 0.3})(x)
-    changed = (made - x).abs().flatten(1).amax(dim=1)
+    result = SimCLRAugmentation(**{**options, **still, change: 0.3})(x)
+    changed = (result - x).abs().flatten(1).amax(dim=1)
     assert (changed > 1e-4).float().mean() > 0.9
     assert_same(SimCLRAugmentation(**options, **still)(x), x)
 
@@ -298,10 +297,10 @@ def test_the_batch_keeps_its_precision_and_is_left_alone(make, dtype):
     x = torch.rand(4, 3, 40, 40).to(dtype).requires_grad_()
     before = x.detach().clone()
     with torch.autocast("cpu", torch.bfloat16):
-        made = seeded(make(), x)
-    assert made.dtype == dtype
+        result = seeded(make(), x)
+    assert result.dtype == dtype
     assert torch.equal(x, before)
-    torch.testing.assert_close(made.float(), seeded(make(), x.detach().float()), atol=0.01, rtol=0)
+    torch.testing.assert_close(result.float(), seeded(make(), x.detach().float()), atol=0.01, rtol=0)
 
 
 @augmentations
@@ -322,20 +321,20 @@ def test_an_empty_batch_stays_empty(make):
 @augmentations
 def test_it_can_be_copied_and_pickled(make):
     augmentation, x = make(normalise=CIFAR), torch.zeros(4, 3, 16, 16)
-    made = seeded(augmentation, x)
+    result = seeded(augmentation, x)
     for other in (copy.deepcopy(augmentation), pickle.loads(pickle.dumps(augmentation))):
-        assert torch.equal(seeded(other, x), made)
+        assert torch.equal(seeded(other, x), result)
         assert repr(other) == repr(augmentation)
     assert "normalise=((0.4914," in repr(augmentation)
 
 
 def test_the_padded_crop_is_a_window_of_the_black_framed_image():
     x = torch.rand(200, 2, 6, 6)
-    made = PadCropAugmentation()(x)
+    result = PadCropAugmentation()(x)
     framed = F.pad(x, (4, 4, 4, 4))
     cuts = torch.stack([framed[:, :, i : i + 6, j : j + 6] for i in range(9) for j in range(9)], dim=1)
     cuts = torch.cat([cuts, cuts.flip(-1)], dim=1)
-    distance = (cuts - made[:, None]).abs().amax(dim=(2, 3, 4))
+    distance = (cuts - result[:, None]).abs().amax(dim=(2, 3, 4))
     assert distance.min(dim=1).values.max() < 1e-4
     chosen = distance.argmin(dim=1)
     assert len(chosen.unique()) > 90  # of 162 equally likely ones, 115 expected
@@ -388,11 +387,6 @@ def test_channels_are_named():
         SimCLRAugmentation()(torch.rand(2, 2, 8, 8))
     with pytest.raises(ValueError, match=r"normalise has 3 numbers for a batch of 1 channels"):
         SimCLRAugmentation(normalise=CIFAR)(torch.rand(2, 1, 8, 8))
-
-
-def test_in_a_module_list_it_is_no_layer():
-    # A plain callable, as BatchAugmentation: no parameters, nothing for a checkpoint to hold.
-    assert not isinstance(SimCLRAugmentation(), nn.Module)
 
 
 @augmentations

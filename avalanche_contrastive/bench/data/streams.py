@@ -12,8 +12,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
-from avalanche_contrastive.bench.data.batched import Images, Normalise, install
 from avalanche_contrastive.bench.data.sources import load
+from avalanche_contrastive.data import MemoryImages as Images
+from avalanche_contrastive.data import Normalisation as Normalise
+from avalanche_contrastive.data import fetch_whole_batches
 
 VALIDATION_SHARE = 0.2
 SCENARIOS = ("class", "task", "domain")
@@ -190,7 +192,7 @@ def make_stream(
         raise ValueError(
             f"{name}: base_classes means nothing in the domain scenario, where no experience adds classes."
         )
-    install()
+    fetch_whole_batches()
     loaded = _load(kind, data, validation)
     if kind.rotated:
         return _rotated(loaded, seed, experiences or kind.experiences, (train_images, test_images))
