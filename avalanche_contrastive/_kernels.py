@@ -67,12 +67,13 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
         ctx: Any, z: Tensor, target: Tensor, temperature: float, others: Tensor | None, weight: Tensor
     ) -> Tensor:
         similarity = without_self(z / temperature @ _columns(z, others).T)
-        softmax = similarity.softmax(dim=1)
-        # The logarithm of the sum: the largest similarity less the logarithm of its share.
-        total = similarity.amax(dim=1) - softmax.amax(dim=1).log()
-        loss = torch.dot(total - torch.linalg.vecdot(target, similarity), weight)
+        to_target = torch.linalg.vecdot(target, similarity)
+        highest = similarity.amax(dim=1, keepdim=True)
+        share = similarity.sub_(highest).exp_()  # all in place: on a processor fresh memory takes as long as a step
+        total = share.sum(dim=1, keepdim=True)
+        loss = torch.dot((highest + total.log())[:, 0] - to_target, weight)
         if ctx.needs_input_grad[0]:
-            slope = softmax.sub_(target).mul_(weight[:, None])  # of the loss in each similarity
+            slope = share.div_(total).sub_(target).mul_(weight[:, None])  # of the loss in each similarity
             square = slope[:, : len(z)]
             square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
             ctx.save_for_backward(z, target, others, weight, slope)
