@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avalanche_contrastive._version import __version__
 
 if TYPE_CHECKING:
-    from avalanche_contrastive.data import BatchAugmentation, TwoViews
+    from avalanche_contrastive.data import BatchAugmentation, PadCropAugmentation, SimCLRAugmentation, TwoViews
     from avalanche_contrastive.models import ContrastiveModel, MTContrastiveModel, SimplexClassifier
     from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, ExperienceSchedule, SSILPlugin
     from avalanche_contrastive.strategies import CSD, SSIL, Co2L
@@ -25,7 +25,9 @@ __all__ = [
     "ContrastiveModel",
     "ExperienceSchedule",
     "MTContrastiveModel",
+    "PadCropAugmentation",
     "SSILPlugin",
+    "SimCLRAugmentation",
     "SimplexClassifier",
     "TwoViews",
     "__version__",
@@ -34,7 +36,7 @@ __all__ = [
 _MODULES = frozenset({"bench", "checkpoint", "data", "features", "losses", "metrics", "models", "parallel", "plots",
                       "plugins", "readout", "strategies", "tasks", "teacher"})  # fmt: skip
 _HOMES = {
-    "data": ("BatchAugmentation", "TwoViews"),
+    "data": ("BatchAugmentation", "PadCropAugmentation", "SimCLRAugmentation", "TwoViews"),
     "models": ("ContrastiveModel", "MTContrastiveModel", "SimplexClassifier"),
     "plugins": ("CSDPlugin", "Co2LPlugin", "ExperienceSchedule", "SSILPlugin"),
     "strategies": ("CSD", "Co2L", "SSIL"),

@@ -14,6 +14,7 @@ __all__ = [
     "check_flag",
     "check_labels",
     "check_positive",
+    "check_probability",
     "check_shape",
     "check_targets",
     "check_weight",
@@ -91,6 +92,13 @@ def check_weight(name: str, **values: float) -> None:
     for argument, value in values.items():
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value!r}.")
+
+
+def check_probability(name: str, **values: float) -> None:
+    """Refuse values that are not numbers in [0, 1]."""
+    for argument, value in values.items():
+        if not is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"{name}: {argument} is a probability in [0, 1], got {value!r}.")
 
 
 def check_count(name: str, minimum: int, **values: Any) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from avalanche_contrastive import ContrastiveModel, ExperienceSchedule
 from avalanche_contrastive.bench.config import load_row, load_rows, updated
-from avalanche_contrastive.bench.data.batched import Images
+from avalanche_contrastive.data import MemoryImages as Images
 from avalanche_contrastive.bench.data.streams import make_stream, rotation
 from avalanche_contrastive.bench.methods import ours
 from avalanche_contrastive.bench.methods.networks import GrowingUnitHead, make_encoder

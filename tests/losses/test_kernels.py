@@ -1,4 +1,4 @@
-"""What the losses compute with equals its plain twin: values, gradients and second derivatives."""
+"""What the losses compute with equals plain formulas: values, gradients and second derivatives."""
 
 import pytest
 import torch

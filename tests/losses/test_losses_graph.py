@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.losses_by_hand import backward, leaf, units
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.operations import WAITING, Names
 
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
@@ -47,21 +47,6 @@ LOSSES = {
     "triplet": lambda x, t: batch_hard_triplet(x, labels(x)),
 }
 losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-
-
-class Names(TorchDispatchMode):
-    """The names of all operations."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-WAITING = {"item", "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_dim", "masked_select"}
 
 
 def test_the_mode_sees_what_waits():

@@ -13,10 +13,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
-from avalanche_contrastive.bench.data.batched import Images, install
 from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
 from avalanche_contrastive.bench.data.own import load_own
 from avalanche_contrastive.bench.data.sources import load
+from avalanche_contrastive.data import MemoryImages as Images
+from avalanche_contrastive.data import fetch_whole_batches
 
 VALIDATION_SHARE = 0.2
 OWN_SHARES = 5  # experiences of own data without domains in the domain scenario
@@ -101,7 +102,7 @@ def make_stream(
         raise ValueError(f"{name}: experiences, base_classes, train_images and test_images must not be negative.")
     if scenario == "domain":
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
-    install()
+    fetch_whole_batches()
     loaded = _load(kind, data, validation, image_size)
     if kind.rotated:
         return _rotated(loaded, seed, experiences or kind.experiences, (train_images, test_images))

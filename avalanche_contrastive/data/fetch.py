@@ -1,9 +1,13 @@
-"""Images in memory, and Avalanche datasets that fetch a whole batch of them by one indexing.
+"""Avalanche's datasets and loaders, fetching a whole batch of images in memory at once.
 
-Avalanche 0.6 walks down its tree of subsets and concatenations once for each sample of each batch. PyTorch's loaders
-ask a dataset for all samples of a batch at once where it has ``__getitems__``; `install` gives Avalanche's datasets
-one. It resolves the tree once for each dataset, then gathers every batch by index. Values, types and order are those of
-sample by sample, and whatever it does not know (transforms, other leaves) goes sample by sample as before.
+Avalanche 0.6 walks down its tree of subsets and concatenations once for each sample of each batch, and once more for
+each sample at the beginning of an epoch, to see whether the samples are FFCV's. `fetch_whole_batches` resolves the tree
+once for each dataset and takes every batch by index. Values, types and order are those of sample by sample, and
+whatever is not known here (transforms, other leaves) goes sample by sample as before.
+
+It adds a method to Avalanche's ``AvalancheDataset`` and replaces one of its ``MultiDatasetDataLoader``. Subclasses are
+not enough: Avalanche makes its own classes anew wherever a dataset is split by class or task, buffers among them, and
+its strategies make its loaders by name. Torch asks a dataset for a batch by ``__getitems__``, which Avalanche's lack.
 """
 
 from collections.abc import Sequence
@@ -13,65 +17,78 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.benchmarks.utils import data_loader
 from avalanche.benchmarks.utils.classification_dataset import lookup
 from avalanche.benchmarks.utils.data import AvalancheDataset, _FlatDataWithTransform
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.benchmarks.utils.ffcv_support import has_ffcv_support
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData, LazyIndices, LazyRange
 from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 from avalanche.benchmarks.utils.transforms import TupleTransform
-from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
-from torch.utils.data._utils.collate import collate, default_collate_fn_map
+from torch.utils.data import ConcatDataset, DataLoader
 
-Normalise = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, of images in [0, 1]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+from avalanche_contrastive.data.memory import Batch, Indices, MemoryImages
+
+__all__ = ["fetch_whole_batches"]
+
+_loader_of_avalanche = MultiDatasetDataLoader._get_loader
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """Images with the integer targets that Avalanche's generators ask for.
+def fetch_whole_batches() -> None:
+    """Let Avalanche's datasets and loaders fetch whole batches of images in memory; may be called again."""
+    AvalancheDataset.__getitems__ = _dataset_items
+    MultiDatasetDataLoader._get_loader = _get_loader
 
-    Bytes stay bytes in memory, a quarter of what floats take, and become floats in [0, 1] when they are fetched.
 
-    Args:
-        x: (N, C, H, W), bytes or floats in [0, 1].
-        y: (N,) classes.
-        normalise: mean and standard deviation of each channel, taken from and divided out of the fetched floats.
-        pixels: (H * W,), for each pixel of a fetched image the stored one that it shows, -1 for black: a rotation.
-    """
+def _dataset_items(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
+    plan = _plan_of(dataset)
+    at = np.asarray(indices, dtype=np.int64)
+    if plan is None or not len(at) or at.min() < 0 or at.max() >= len(plan.row):
+        return [dataset[i] for i in indices]
+    return plan.fetch(at)
 
-    def __init__(self, x: Tensor, y: Tensor, *, normalise: Normalise | None = None, pixels: Tensor | None = None):
-        self.x = x
-        self.classes: Indices = y.to(torch.int64).numpy()
-        self.targets: list[int] = y.tolist()
-        self.pixels = None if pixels is None else pixels.clamp(min=0)
-        self.outside = None if pixels is None else pixels < 0
-        self.normalise = None
-        if normalise is not None:
-            mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in normalise)
-            self.normalise = mean, std
 
-    def __len__(self) -> int:
-        return len(self.x)
+def _get_loader(loader: Any) -> Any:
+    plans = [_plan_of(data) if isinstance(data, AvalancheDataset) else None for data in loader.datasets]
+    known = [plan for plan in plans if plan is not None]
+    if not known:
+        return _loader_of_avalanche(loader)
+    arguments = {
+        name: value
+        for name, value in loader.loader_kwargs.items()
+        if name not in ("batch_size", "shuffle", "sampler", "drop_last", "ffcv_args")  # the sampler's, as in Avalanche
+    }
+    if any(images.x.device.type != "cpu" for plan in known for images in plan.leaves):
+        arguments["pin_memory"] = False
+    samplers = loader._create_samplers(
+        loader.datasets, loader.batch_sizes, loader.distributed_sampling, loader.loader_kwargs
+    )
+    sampler = MultiDatasetSampler(
+        loader.datasets,
+        samplers,
+        termination_dataset_idx=loader.termination_dataset,
+        oversample_small_datasets=loader.oversample_small_datasets,
+        never_ending=loader.never_ending,
+    )
+    return DataLoader(_Concatenated(loader.datasets), batch_sampler=sampler, **arguments)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._finish(self.x[index : index + 1 or None])[0], self.targets[index]
 
-    def take(self, rows: Indices) -> Tensor:
-        """The images of these rows, (B, C, H, W) floats."""
-        # On bytes index_select is many times faster than x[rows].
-        return self._finish(self.x.index_select(0, torch.from_numpy(rows)))
+class _Concatenated(ConcatDataset[Any]):
+    """Batches over several datasets, each asked once."""
 
-    def _finish(self, x: Tensor) -> Tensor:
-        if self.pixels is not None and self.outside is not None:
-            x = x.flatten(2).index_select(2, self.pixels).masked_fill_(self.outside, 0).reshape(x.shape)
-        if x.dtype == torch.uint8:
-            x = x.to(torch.float32).div_(255)
-        if self.normalise is not None:
-            mean, std = self.normalise
-            x = x.sub(mean).div_(std)
-        return x
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Any]:
+        at = np.asarray(indices, dtype=np.int64)
+        number, local = _locate(at, self.cumulative_sizes)
+        # Avalanche's samplers give one dataset's indices after the other's.
+        if not len(at) or at.min() < 0 or at.max() >= len(self) or (np.diff(number) < 0).any():
+            return [self[i] for i in indices]
+        parts: list[Any] = []
+        for which in np.unique(number).tolist():
+            dataset: Any = self.datasets[which]
+            rows = local[number == which].tolist()
+            parts.append(dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[i] for i in rows])
+        if all(isinstance(part, Batch) for part in parts) and len({part.form for part in parts}) == 1:
+            return Batch.join(parts)
+        return [sample for part in parts for sample in part]
 
 
 class _UnknownError(Exception):
@@ -96,13 +113,13 @@ class _Plan:
     tree: Any
     attributes: list[Any]
     values: list[Indices | None]
-    leaves: list[Images]
+    leaves: list[MemoryImages]
     leaf: Indices
     row: Indices
     target: Indices
     listed: bool
 
-    def fetch(self, at: Indices) -> Sequence[Any]:
+    def fetch(self, at: Indices) -> Batch:
         """The samples at these positions."""
         leaf, row = self.leaf[at], self.row[at]
         used = np.unique(leaf)
@@ -111,104 +128,12 @@ class _Plan:
         else:
             order = np.argsort(leaf, kind="stable")
             parts = [self.leaves[number].take(row[leaf == number]) for number in used]
-            x = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+            x = torch.cat(parts)
+            x = x.index_select(0, torch.from_numpy(np.argsort(order)).to(x.device))
         columns: list[Any] = [self.target[at]]
         for attribute, values in zip(self.attributes, self.values, strict=True):
             columns.append([attribute[i] for i in at.tolist()] if values is None else values[at])
-        batch = _Batch(x, columns)
-        return batch if self.listed else [tuple(sample) for sample in batch]
-
-
-class _Sample(list[Any]):
-    """One sample of a batch that was fetched at once."""
-
-
-class _Batch(Sequence[_Sample]):
-    """The samples of a batch, made only if someone asks for them; PyTorch's `default_collate` takes the batch whole.
-
-    Args:
-        x: (B, C, H, W) images.
-        columns: what else the samples have, each an array of B integers or a list of B values.
-    """
-
-    def __init__(self, x: Tensor, columns: list[Any]):
-        self.x, self.columns = x, columns
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: Any) -> Any:
-        values = (c[index].item() if isinstance(c, np.ndarray) else c[index] for c in self.columns)
-        return _Sample([self.x[index], *values])
-
-    @classmethod
-    def join(cls, batches: Sequence["_Batch"]) -> "_Batch":
-        """One batch after the other."""
-        if len(batches) == 1:
-            return batches[0]
-        columns = [
-            np.concatenate(c) if all(isinstance(part, np.ndarray) for part in c) else [v for part in c for v in part]
-            for c in zip(*(batch.columns for batch in batches), strict=True)
-        ]
-        return cls(torch.cat([batch.x for batch in batches]), columns)
-
-
-def _collate(batch: Any, *, collate_fn_map: Any = None) -> Any:
-    """`default_collate` for samples of a `_Batch`, apart or together."""
-    if not isinstance(batch, _Batch):
-        return collate([list(sample) for sample in batch], collate_fn_map=collate_fn_map)
-    others = [
-        torch.from_numpy(c) if isinstance(c, np.ndarray) else collate(c, collate_fn_map=collate_fn_map)
-        for c in batch.columns
-    ]
-    return [batch.x, *others]
-
-
-def install() -> None:
-    """Let Avalanche's datasets, and its loaders of several datasets, fetch whole batches; may be called again."""
-    AvalancheDataset.__getitems__ = _dataset_items
-    data_loader.ConcatDataset = _Concatenated
-    data_loader.has_ffcv_support = _has_ffcv_support
-    default_collate_fn_map[_Sample] = _collate
-
-
-def _dataset_items(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
-    plan = _plan_of(dataset)
-    at = np.asarray(indices, dtype=np.int64)
-    if plan is None or not len(at) or at.min() < 0 or at.max() >= len(plan.row):
-        return [dataset[i] for i in indices]
-    return plan.fetch(at)
-
-
-class _Concatenated(ConcatDataset[Any]):
-    """Batches over several datasets, each asked once."""
-
-    def __getitems__(self, indices: Sequence[int]) -> Sequence[Any]:
-        at = np.asarray(indices, dtype=np.int64)
-        number, local = _locate(at, self.cumulative_sizes)
-        # Avalanche's samplers give one dataset's indices after the other's.
-        if not len(at) or at.min() < 0 or at.max() >= len(self) or (np.diff(number) < 0).any():
-            return [self[i] for i in indices]
-        parts: list[Any] = []
-        for which in np.unique(number).tolist():
-            dataset: Any = self.datasets[which]
-            rows = local[number == which].tolist()
-            parts.append(dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[i] for i in rows])
-        if all(isinstance(part, _Batch) for part in parts) and len({_form(part) for part in parts}) == 1:
-            return _Batch.join(parts)
-        return [sample for part in parts for sample in part]
-
-
-def _has_ffcv_support(datasets: Sequence[Any]) -> bool:
-    # Avalanche's own answer, which it asks for at every epoch, takes a walk to the leaves for each sample.
-    plans = [_plan_of(dataset) for dataset in datasets if isinstance(dataset, AvalancheDataset)]
-    if len(plans) == len(datasets) and all(plan is not None for plan in plans):
-        return False
-    return bool(has_ffcv_support(datasets))
-
-
-def _form(batch: _Batch) -> tuple[Any, ...]:
-    return batch.x.shape[1:], batch.x.dtype, len(batch.columns)
+        return Batch(x, columns, listed=self.listed)
 
 
 def _plan_of(dataset: Any) -> _Plan | None:
@@ -252,18 +177,18 @@ class _Finder:
 
     def __init__(self, group: str):
         self.group = group
-        self.leaves: list[tuple[Images, bool]] = []  # and whether its samples come as lists
+        self.leaves: list[tuple[MemoryImages, bool]] = []  # and whether its samples come as lists
 
     def find(self, node: Any, at: Indices, *, listed: bool) -> tuple[Indices, Indices, Indices]:
         """Leaf number, row in it and class of each position of a node."""
-        if type(node) is Images:
+        if type(node) is MemoryImages:
             return np.full(len(at), self._number(node, listed), dtype=np.int64), at, node.classes[at]
         mappings: list[Indices] = []
         if type(node) is _FlatDataWithTransform:
             for groups in (node._frozen_transform_groups, node._transform_groups):
                 changed, mapping = _class_mapping(groups, self.group)
                 listed, mappings = listed or changed, mappings + mapping
-        elif type(node) is not FlatData or any(type(child) is not Images for child in node._datasets):
+        elif type(node) is not FlatData or any(type(child) is not MemoryImages for child in node._datasets):
             raise _UnknownError
         which, local = _locate(_subset(node, at), node._cumulative_sizes)
         found = np.empty((3, len(at)), dtype=np.int64)
@@ -277,7 +202,7 @@ class _Finder:
             target = mapped[target]
         return leaf, row, target
 
-    def _number(self, images: Images, listed: bool) -> int:
+    def _number(self, images: MemoryImages, listed: bool) -> int:
         for number, (leaf, kind) in enumerate(self.leaves):
             if leaf is images and kind == listed:
                 return number
