@@ -1,6 +1,6 @@
 """Class logits from frozen features: the layers, and the fits of their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,7 +86,14 @@ class ReadOut(DynamicModule):
 
 
 def fit_linear(
-    features: Tensor, y: Tensor, *, lr: float = 1.0, epochs: int = 100, batch_size: int = 256, seed: int = 0
+    features: Tensor | Callable[[int], Tensor],
+    y: Tensor,
+    *,
+    balance: Tensor | None = None,
+    lr: float = 1.0,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fit a linear classifier to features by class-balanced SGD, as Co2L's linear evaluation does.
 
@@ -95,8 +102,9 @@ def fit_linear(
     from zero and draws from a generator of its own, so it neither touches nor depends on the global random state.
 
     Args:
-        features: (N, D).
+        features: (N, D), or a function that gives them for each epoch, counted from 0.
         y: class ids, (N,).
+        balance: the group of each image, (N,) integers, that the draws are balanced over; None: the class.
         lr: the paper's 1.0 for Seq-CIFAR-10, 0.1 for Seq-Tiny-ImageNet.
         epochs: passes over the data.
         batch_size: features per step.
@@ -105,18 +113,22 @@ def fit_linear(
     Returns:
         Class ids (C,), weight (C, D), bias (C,).
     """
+    every_epoch, features = (features, features(0)) if callable(features) else (None, features)
     features = features.detach().float()
-    classes, target, counts = torch.unique(y, return_inverse=True, return_counts=True)
+    classes, target = torch.unique(y, return_inverse=True)
     draws = torch.Generator().manual_seed(seed)
-    balance = (1.0 / counts.float())[target].cpu()
+    _, group, counts = torch.unique(target if balance is None else balance, return_inverse=True, return_counts=True)
+    chances = (1.0 / counts.float())[group].cpu()
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
         weight = features.new_zeros(len(classes), features.shape[1], requires_grad=True)
         bias = features.new_zeros(len(classes), requires_grad=True)
         optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
         milestones = [int(share * epochs) for share in (0.6, 0.75, 0.9)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
-        for _ in range(epochs):
-            order = torch.multinomial(balance, len(balance), replacement=True, generator=draws)
+        for epoch in range(epochs):
+            if every_epoch is not None and epoch > 0:
+                features = every_epoch(epoch).detach().float()
+            order = torch.multinomial(chances, len(chances), replacement=True, generator=draws)
             for rows in order.to(features.device).split(batch_size):
                 optimizer.zero_grad()
                 F.cross_entropy(F.linear(features[rows], weight, bias), target[rows]).backward()

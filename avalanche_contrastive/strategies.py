@@ -68,11 +68,13 @@ class Co2L(_MethodStrategy):
         teacher_temperature: float = 0.01,
         batch_size_mem: int | None = None,
         rehearse: bool = True,
-        storage_policy: ExemplarsBuffer | None = None,
+        storage_policy: ExemplarsBuffer | Literal["first", "chance"] | None = None,
         readout: Literal["linear", "ncm"] = "linear",
         readout_lr: float = 1.0,
         readout_epochs: int = 100,
         readout_batch_size: int = 256,
+        readout_balance: Literal["class", "domain", "domain and class"] | None = None,
+        readout_augment: bool = False,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         """Wire the strategy up.
@@ -111,6 +113,8 @@ class Co2L(_MethodStrategy):
             readout_lr=readout_lr,
             readout_epochs=readout_epochs,
             readout_batch_size=readout_batch_size,
+            readout_balance=readout_balance,
+            readout_augment=readout_augment,
             teacher_mode=teacher_mode,
         )
         super().__init__(
@@ -148,7 +152,7 @@ class SSIL(_MethodStrategy):
         peval_mode: str = "epoch",
         mem_size: int = 2000,
         batch_size_mem: int = 32,
-        storage_policy: ExemplarsBuffer | None = None,
+        storage_policy: ExemplarsBuffer | Literal["first", "chance"] | None = None,
         separated: bool = True,
         distillation: Literal["task", "global", "none"] = "task",
         temperature: float = 2.0,

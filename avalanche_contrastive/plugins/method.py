@@ -205,6 +205,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if self._step is not None:
             self._step.end()
         self.of_batch = {}
+        torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
         if self.multi_head:
             self._mask_other_heads(strategy)  # for the metrics, which come next
 
@@ -227,7 +228,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
         self._end_step()
-        torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
+        torch.clear_autocast_cache()
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse broken images in evaluation, too."""

@@ -13,10 +13,11 @@ from avalanche.training.storage_policy import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from avalanche_contrastive._checks import came, check_count
+from avalanche_contrastive._checks import came, check_choice, check_count
 from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.plugins.method import MethodPlugin
+from avalanche_contrastive.plugins.storage import ClassMemory
 from avalanche_contrastive.tasks import is_piece
 
 __all__ = ["AnyReplayLoader", "ReplayLoader", "ReplayMethodPlugin", "with_replay"]
@@ -31,7 +32,8 @@ class ReplayMethodPlugin(MethodPlugin):
     Args:
         mem_size: exemplars in all; 0 replays nothing.
         batch_size_mem: replayed rows per step; None adds no rows (the method mixes them in some other way).
-        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. "first" and "chance":
+            the memories of SS-IL's and of Co2L's code, see ``ClassMemory``.
         teacher_mode: see ``MethodPlugin``.
     """
 
@@ -40,7 +42,7 @@ class ReplayMethodPlugin(MethodPlugin):
         *,
         mem_size: int,
         batch_size_mem: int | None,
-        storage_policy: ExemplarsBuffer | None,
+        storage_policy: ExemplarsBuffer | Literal["first", "chance"] | None,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         super().__init__(teacher_mode=teacher_mode)
@@ -120,11 +122,16 @@ def _by_update(storage_policy: ExemplarsBuffer) -> bool:
     return by_experience or isinstance(storage_policy, ExperienceBalancedBuffer)
 
 
-def _checked_storage(name: str, mem_size: int, storage_policy: ExemplarsBuffer | None) -> ExemplarsBuffer:
+def _checked_storage(
+    name: str, mem_size: int, storage_policy: ExemplarsBuffer | Literal["first", "chance"] | None
+) -> ExemplarsBuffer:
     """The storage policy of a plugin: the user's, or a class-balanced random one of ``mem_size`` samples."""
     check_count(name, 0, mem_size=mem_size)
     if storage_policy is None:
         return ClassBalancedBuffer(mem_size, adaptive_size=True)
+    if isinstance(storage_policy, str):
+        check_choice(name, "storage_policy", storage_policy, ("first", "chance"))
+        return ClassMemory(mem_size, first=storage_policy == "first")
     if not isinstance(storage_policy, ExemplarsBuffer):
         raise TypeError(
             f"{name}: storage_policy must be one of Avalanche's buffers (avalanche.training.storage_policy), got "

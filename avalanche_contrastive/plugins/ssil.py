@@ -31,8 +31,8 @@ class SSILPlugin(ReplayMethodPlugin):
     Args:
         mem_size: exemplars in all.
         batch_size_mem: replayed rows in each step, however full the memory.
-        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random (the authors' code
-            keeps the first images of each class).
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random; "first": the first
+            images of each class in storage order, as in the authors' code.
         separated: False is plain cross-entropy over all classes seen (the paper's ablation).
         distillation: "task" for a softmax per past experience, "global" for one over all old classes, "none".
         temperature: of the distillation (the authors' 2).
@@ -45,7 +45,7 @@ class SSILPlugin(ReplayMethodPlugin):
         mem_size: int = 2000,
         *,
         batch_size_mem: int = 32,
-        storage_policy: ExemplarsBuffer | None = None,
+        storage_policy: ExemplarsBuffer | Literal["first", "chance"] | None = None,
         separated: bool = True,
         distillation: Literal["task", "global", "none"] = "task",
         temperature: float = 2.0,

@@ -83,6 +83,7 @@ class Rows(SupervisedPlugin):
         images = [x for e in benchmark.train_stream for x in contents(e.dataset)]
         self.number = {image: i for i, image in enumerate(images)}
         assert len(self.number) == len(images)
+        self.label = [int(y) for e in benchmark.train_stream for y in e.dataset.targets]
         self.policy = policy
         self.batches, self.memories, self.parts, self.modes = [], [], set(), set()
 
@@ -266,3 +267,69 @@ def test_selection_by_features_of_views_is_refused():
     policy = POLICIES["ParametricBuffer by class, herding"](20, make_model("co2l"), "encoder")
     with pytest.raises(ValueError, match="HerdingSelectionStrategy looks at features under the training transform"):
         make_method("co2l", augmentation=None, storage_policy=policy)
+
+
+# ---- the memories of the papers' code
+
+
+def kept_of(policy, number):
+    """Which images a policy keeps, by class, in its order."""
+    found = {}
+    for i in range(len(policy.buffer)):
+        x, y, *_ = policy.buffer[i]
+        found.setdefault(int(y), []).append(number[x.numpy().tobytes()])
+    return found
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 5, 20, 29, 1000])
+@pytest.mark.parametrize("memory", ["first", "chance"])
+@pytest.mark.parametrize("method", METHODS)
+def test_memories_of_the_papers_code(method, memory, size):
+    """As many of each class, or one more; the first in storage order, or by chance, and so are the ones more."""
+    benchmark, model = make_benchmark(per_class=6), make_model(method)
+    own = {"batch_size_mem": ROWS} if method == "ssil" else {"readout_epochs": 2}
+    plugin = make_method(method, mem_size=size, storage_policy=memory, **own)
+    rows = Rows(benchmark, plugin.storage_policy)
+    strategy = naive(model, [rows, plugin])
+    stored, with_more = {}, []
+    for number, experience in enumerate(benchmark.train_stream):
+        strategy.train(experience)
+        before, stored = stored, kept_of(plugin.storage_policy, rows.number)
+        classes = 2 * (number + 1)
+        assert sum(map(len, stored.values())) == min(size, 6 * classes)
+        lengths = [
+            len(stored.get(c, ()))
+            for e in benchmark.train_stream[: number + 1]
+            for c in sorted(e.classes_in_this_experience)
+        ]
+        assert max(lengths) - min(lengths) <= 1
+        with_more.append([n > min(lengths) for n in lengths])
+        for c, images in stored.items():
+            assert set(images) <= set(before.get(c, images)), "what is gone does not come back"
+            if memory == "first":
+                new = [i for i in range(EACH * number, EACH * (number + 1)) if rows.label[i] == c]
+                assert images == (before.get(c) or new)[: len(images)]
+    if memory == "first":
+        assert all(more == sorted(more) for more in with_more), "the classes that came last have one more"
+        HOLDS[method](rows.batches[1][0], list(range(EACH, 2 * EACH)), rows.memories[1])
+
+
+def test_chance_decides_which_images_and_which_classes_have_one_more():
+    kept, more = set(), set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        benchmark = make_benchmark(per_class=6)
+        plugin = make_method("ssil", mem_size=5, storage_policy="chance", batch_size_mem=ROWS)
+        rows = Rows(benchmark, plugin.storage_policy)
+        strategy = naive(make_model("ssil"), [rows, plugin])
+        strategy.train(benchmark.train_stream[:2])
+        stored = kept_of(plugin.storage_policy, rows.number)
+        kept.add(str(stored))
+        more.add(max(stored, key=lambda c: len(stored[c])))
+    assert len(kept) == 6
+    assert len(more) > 1
+
+
+def test_an_unknown_memory_is_refused():
+    with pytest.raises(ValueError, match="storage_policy must be one of 'first', 'chance', got 'herding'"):
+        make_method("ssil", storage_policy="herding")

@@ -192,6 +192,23 @@ def test_a_later_rate_below_the_start_of_the_warm_up_is_flat():
     assert [epoch[0] for epoch in runs[1]] == pytest.approx([0.005] * 3)
 
 
+@pytest.mark.parametrize(
+    ("lr", "epochs", "peak", "after"),
+    [(0.5, (500, 100), 0.4878, 0.4994), (0.1, (500, 50), 0.0905, 0.0999)],
+    ids=["Seq-CIFAR-10", "Seq-Tiny-ImageNet"],
+)
+def test_the_warm_up_of_co2ls_code_leads_to_the_later_epochs_rate(lr, epochs, peak, after):
+    theirs = ExperienceSchedule("cosine", epochs=epochs, warmup_epochs=10, warmup_peak="later")
+    ours = ExperienceSchedule("cosine", epochs=epochs, warmup_epochs=10)
+    first, later = epochs
+    assert theirs.rate(lr, 0, 10, first, share=1.0) == pytest.approx(peak, abs=5e-5)
+    assert theirs.rate(lr, 0, 1, first) == 0.01
+    assert theirs.rate(lr, 0, 6, first) == pytest.approx((0.01 + theirs.rate(lr, 0, 10, first, share=1.0)) / 2)
+    assert theirs.rate(lr, 0, 11, first) == ours.rate(lr, 0, 11, first) == pytest.approx(after, abs=1e-4)
+    assert all(theirs.rate(lr, 1, epoch, later) == ours.rate(lr, 1, epoch, later) for epoch in range(1, later + 1))
+    assert ours.rate(lr, 0, 10, first, share=1.0) == pytest.approx(cosine(lr, 10, first))
+
+
 def test_by_default_nothing_changes():
     torch.manual_seed(1)
     plain = Rates()
@@ -429,6 +446,9 @@ def test_state_dicts_and_the_clock_are_enough_to_go_on_inside_an_experience(at):
         ({"epochs": (1, 2, 3)}, r"epochs must be a number or a pair.*got \(1, 2, 3\)"),
         ({"epochs": "10"}, r"epochs must be a whole number"),
         ({"warmup_epochs": -1}, r"warmup_epochs must be a whole number >= 0, got -1"),
+        ({"warmup_peak": "first"}, r"warmup_peak must be one of 'own', 'later', got 'first'"),
+        ({"warmup_peak": "later", "warmup_epochs": 1}, r"warmup_peak='later' needs warmup_epochs and epochs="),
+        ({"warmup_peak": "later", "epochs": (9, 5)}, r"warmup_peak='later' needs warmup_epochs and epochs="),
         ({"warmup_from": -0.1}, r"warmup_from must be a finite number >= 0"),
         ({"floor": 1.5}, r"floor is a share of the base rate in \[0, 1\], got 1.5"),
         ({"floor": float("nan")}, r"floor must be a finite number >= 0"),
