@@ -232,7 +232,7 @@ class Co2LPlugin(ReplayMethodPlugin):
             return loss
         kept = relation_distillation(
             z,
-            self.teacher_says(strategy),
+            self.teacher_forward(strategy),
             temperature=self.distill_temperature,
             teacher_temperature=self.teacher_temperature,
         )
