@@ -73,6 +73,8 @@ class Co2L(_MethodStrategy):
         readout_lr: float = 1.0,
         readout_epochs: int = 100,
         readout_batch_size: int = 256,
+        readout_balance: Literal["class", "domain", "domain and class"] | None = None,
+        readout_augment: bool = False,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         """Wire the strategy up.
@@ -111,6 +113,8 @@ class Co2L(_MethodStrategy):
             readout_lr=readout_lr,
             readout_epochs=readout_epochs,
             readout_batch_size=readout_batch_size,
+            readout_balance=readout_balance,
+            readout_augment=readout_augment,
             teacher_mode=teacher_mode,
         )
         super().__init__(

@@ -60,11 +60,17 @@ class Co2LPlugin(ReplayMethodPlugin):
         batch_size_mem: None mixes the memory into the dataset, each exemplar once per epoch (the paper); a number
             replays that many rows in every step instead.
         rehearse: False keeps the memory for the read-out alone, out of the training (the paper's Table 2, no buffer).
-        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. (Where the classes
+            cannot have equally many, the authors' code draws those with one more: ``plugins.exemplars``.)
         readout: "linear" (the paper) or "ncm", the nearest class mean.
         readout_lr: of the linear read-out.
         readout_epochs: of the linear read-out.
         readout_batch_size: of the linear read-out.
+        readout_balance: what the linear read-out's images are drawn evenly by: "class" (the paper's Seq-CIFAR-10 and
+            Seq-Tiny-ImageNet), "domain" (the authors' code for R-MNIST), "domain and class". None: "domain" with
+            ``domains=True``, otherwise "class".
+        readout_augment: fit the linear read-out to augmented images, drawn anew in each of its epochs, as the authors'
+            code does. Every epoch then goes through the encoder.
         teacher_mode: "eval", or "train" for batch statistics in the teacher, as in the authors' code.
     """
 
@@ -92,6 +98,8 @@ class Co2LPlugin(ReplayMethodPlugin):
         readout_lr: float = 1.0,
         readout_epochs: int = 100,
         readout_batch_size: int = 256,
+        readout_balance: Literal["class", "domain", "domain and class"] | None = None,
+        readout_augment: bool = False,
         teacher_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         super().__init__(
@@ -110,7 +118,7 @@ class Co2LPlugin(ReplayMethodPlugin):
             check_positive(name, base_temperature=base_temperature)
         check_positive(name, distill_temperature=distill_temperature, teacher_temperature=teacher_temperature)
         check_count(name, 1, readout_epochs=readout_epochs, readout_batch_size=readout_batch_size)
-        check_flag(name, asymmetric=asymmetric, domains=domains, rehearse=rehearse)
+        check_flag(name, asymmetric=asymmetric, domains=domains, rehearse=rehearse, readout_augment=readout_augment)
         if batch_size_mem is not None and not rehearse:
             raise ValueError(f"{name}: batch_size_mem is {batch_size_mem}, but rehearse=False replays nothing.")
         by_features = getattr(storage_policy, "selection_strategy", None)
@@ -123,13 +131,22 @@ class Co2LPlugin(ReplayMethodPlugin):
         check_weight(name, weight=weight)
         check_choice(name, "reduction", reduction, ("anchors", "all", "sum"))
         check_choice(name, "readout", readout, ("linear", "ncm"))
+        if readout_balance is not None:
+            check_choice(name, "readout_balance", readout_balance, ("class", "domain", "domain and class"))
         self.augmentation, self.views = augmentation, views
         self.temperature, self.base_temperature = temperature, base_temperature
         self.reduction, self.asymmetric, self.domains = reduction, asymmetric, domains
         self.rehearse = rehearse
         self.weight = weight
         self.distill_temperature, self.teacher_temperature = distill_temperature, teacher_temperature
-        self.refit = ReadOutRefit(kind=readout, lr=readout_lr, epochs=readout_epochs, batch_size=readout_batch_size)
+        self.refit = ReadOutRefit(
+            kind=readout,
+            lr=readout_lr,
+            epochs=readout_epochs,
+            batch_size=readout_batch_size,
+            balance=readout_balance or ("domain" if domains else "class"),
+            augment=readout_augment,
+        )
         self._labels: list[int] = []  # codes of the pairs of the current experience, where domains count
         self._seen_labels: set[int] = set()
         self._check_readout = False  # before the next batch of an evaluation
@@ -168,6 +185,11 @@ class Co2LPlugin(ReplayMethodPlugin):
                 "Co2LPlugin: train_mb_size is 1 (Avalanche's default), and an image alone in its batch has nothing "
                 "to be told apart from: the encoder learns nothing. Take batches of dozens of images.",
                 stacklevel=2,
+            )
+        if self.refit.balance != "class" and not hasattr(strategy.experience, "task_labels"):
+            raise ValueError(
+                f"Co2LPlugin: readout_balance={self.refit.balance!r} needs a stream with task labels, one per domain. "
+                "Make it with nc_benchmark(task_labels=True), or wrap it in with_task_labels."
             )
         self.refit.begin(strategy.experience.dataset, self.memory)
 
@@ -210,7 +232,7 @@ class Co2LPlugin(ReplayMethodPlugin):
             return loss
         kept = relation_distillation(
             z,
-            self.teacher_says(strategy),
+            self.teacher_forward(strategy),
             temperature=self.distill_temperature,
             teacher_temperature=self.teacher_temperature,
         )
@@ -283,7 +305,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         super().after_training_exp(strategy, **kwargs)
 
     def _refit(self, strategy: Any) -> None:
-        self.refit(strategy, _contrastive(strategy.model))
+        self.refit(strategy, _contrastive(strategy.model), self.augmentation)
 
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:

@@ -1,6 +1,7 @@
 """CSD: contrastive supervised distillation of features, for retrieval."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -91,7 +92,10 @@ class CSDPlugin(MethodPlugin):
             self._check_heads(strategy)
         with self.capture.listening(strategy.model):
             output = forward()
-        self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
+        if strategy.model is self.teacher:
+            self.of_batch["teacher's features"] = self.capture.take(output)
+        else:
+            self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
         return output
 
     def objective(self, strategy: Any) -> Tensor:
@@ -142,7 +146,7 @@ class CSDPlugin(MethodPlugin):
         return [[*new, *not_seen(known, [new])]]
 
     def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
-        kept, kept_features = self.teacher_says(strategy, self._logits_and_features)
+        kept, kept_features = self._kept_by_teacher(strategy)
         parts = []
         if self.kd_weight > 0:
             if self.multi_head:
@@ -164,17 +168,18 @@ class CSDPlugin(MethodPlugin):
             parts.append(("contrast", self.weight, csd))
         return parts
 
-    def _logits_and_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """The teacher's; logits of all earlier heads in a model with a head per task."""
-        assert self.teacher is not None
-        if self.multi_head:  # a pass through all heads sees the whole batch
-            with torch.no_grad(), self.capture.listening(self.teacher):
-                kept = self._past_heads(strategy).logits(self.teacher, strategy.mb_x)
-            return kept, self.capture.take(None)
-        student = self.of_batch["features"], self.of_batch["output"]
-        kept, features = self.teacher_forward(strategy), self.of_batch["features"]
-        self.of_batch["features"], self.of_batch["output"] = student
-        return kept, self.whole(features)
+    def _kept_by_teacher(self, strategy: Any) -> tuple[Tensor, Tensor]:
+        """The teacher's logits (those of all earlier heads in a model with a head per task) and features."""
+        if self.multi_head:
+            taught: tuple[Tensor, Tensor] = self.teacher_forward(strategy, partial(self._all_heads, strategy))
+            return taught
+        return self.teacher_forward(strategy), self.whole(self.of_batch["teacher's features"])
+
+    def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
+        """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""
+        with self.capture.listening(strategy.model):
+            kept = self._past_heads(strategy).logits(strategy.model, strategy.mb_x)
+        return kept, self.capture.take(None)
 
     def _past_heads(self, strategy: Any) -> PastHeads:
         heads: PastHeads = self.table("past heads", lambda: PastHeads(by_head(seen_in(self.past)), strategy.device))

@@ -53,6 +53,8 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         multi_head: whether the model has a head per task.
         terms: the last step's loss terms by name, detached, before weighting.
         gives_logits: whether the model gives class logits in training; if not, projections.
+        forward_pass: runs the strategy's forward pass, given as a function, of the student, or of the teacher in the
+            model's place; None: it is run as it is.
         refused: plugins that have no meaning beside this method, with the reason; an error when training begins.
 
     Args:
@@ -61,6 +63,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     refused: Mapping[type, str] = REFUSED
     gives_logits = True
+    forward_pass: Callable[[Any, Callable[[], Any]], Any] | None = None
 
     def __init__(self, *, teacher_mode: Literal["eval", "train"] = "eval") -> None:
         super().__init__()
@@ -187,10 +190,6 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if self._step is None:
             self.before_training_iteration(strategy)
 
-    def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
-        """Run the strategy's forward pass on the batch: of the student, or of the teacher in the model's place."""
-        return forward()
-
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Make sure that the objective is the loss, before another one reaches the weights."""
         if not self.computed:
@@ -205,6 +204,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if self._step is not None:
             self._step.end()
         self.of_batch = {}
+        torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
         if self.multi_head:
             self._mask_other_heads(strategy)  # for the metrics, which come next
 
@@ -227,7 +227,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
         self._end_step()
-        torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
+        torch.clear_autocast_cache()
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse broken images in evaluation, too."""
@@ -273,44 +273,38 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if self.needs_teacher:
             self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
 
-    def teacher_says(self, strategy: Any, ask: Callable[[Any], Any] | None = None) -> Any:
-        """What the teacher says of the batch; asked once, however often the loss is wanted.
-
-        Args:
-            strategy: the one that trains.
-            ask: gives it; None: `teacher_forward`.
-        """
-        x = strategy.mb_x
-        version = getattr(x, "_version", 0)  # a plugin may change the batch in place
-        batch, known, answer = self.of_batch.get("teacher", (None, 0, None))
-        if batch is not x or known != version:
-            answer = (ask or self.teacher_forward)(strategy)
-            self.of_batch["teacher"] = x, version, answer
-        return answer
-
-    def whole(self, x: Tensor) -> Tensor:
-        """The whole batch (B, ...) of what this process has for its rows."""
-        rows = None if self._shares is None else self._shares.rows
-        return x if rows is None else rows.whole(x)
-
-    def teacher_forward(self, strategy: Any) -> Tensor:
-        """The teacher's output for the current batch, (B, ...), without gradients.
+    def teacher_forward(self, strategy: Any, ask: Callable[[], Any] | None = None) -> Any:
+        """What the teacher gives for the current batch, (B, ...), without gradients; asked once for a batch.
 
         The strategy's own forward pass is run with the teacher in the model's place: whatever it makes of a batch and
         of a model's output is made here, too.
+
+        Args:
+            strategy: the one that trains.
+            ask: is called instead of the forward pass.
         """
-        teacher, model = self.teacher, strategy.model
+        teacher, model, x = self.teacher, strategy.model, strategy.mb_x
         assert teacher is not None
+        version = getattr(x, "_version", 0)  # a plugin may change the batch in place
+        batch, known, answer = self.of_batch.get("teacher", (None, 0, None))
+        if batch is x and known == version:
+            return answer
         rows = None if self._shares is None else self._shares.rows
         mode, strategy.model = teacher.training, teacher
         # Co2L's model as a whole gives projections in training mode; all its layers stay in evaluation mode.
         teacher.training = mode or not self.gives_logits
         try:
             with torch.no_grad():
-                output: Tensor = strategy.forward() if rows is None else rows.run(strategy)
-                return output
+                answer = ask() if ask is not None else strategy.forward() if rows is None else rows.run(strategy)
         finally:
             strategy.model, teacher.training = model, mode
+        self.of_batch["teacher"] = x, version, answer
+        return answer
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The whole batch (B, ...) of what this process has for its rows."""
+        rows = None if self._shares is None else self._shares.rows
+        return x if rows is None else rows.whole(x)
 
     # ---- classes
 

@@ -1,13 +1,16 @@
 """The read-out of Co2L's model, kept to the encoder that it reads."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from avalanche_contrastive._torch import digest, own_random_state
 from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.readout import TaskReadOuts, embed_dataset, fit_linear, fit_nearest_mean
+from avalanche_contrastive.tasks import pair_codes
 
 __all__ = ["ReadOutRefit"]
 
@@ -23,10 +26,13 @@ class ReadOutRefit:
         lr: of the linear read-out.
         epochs: of the linear read-out.
         batch_size: of the linear read-out.
+        balance: "class", "domain" or "domain and class": what its images are drawn evenly by.
+        augment: fit it to augmented images, drawn anew in each epoch.
     """
 
-    def __init__(self, *, kind: str, lr: float, epochs: int, batch_size: int) -> None:
+    def __init__(self, *, kind: str, lr: float, epochs: int, batch_size: int, balance: str, augment: bool) -> None:
         self.kind, self.lr, self.epochs, self.batch_size = kind, lr, epochs, batch_size
+        self.balance, self.augment = balance, augment
         self.datasets: list[Any] = []
         self._fitted_for: tuple[int, str] | None = None  # the model, and all its values
 
@@ -39,10 +45,15 @@ class ReadOutRefit:
         self.datasets = [data for data in datasets if len(data) > 0]
         self._fitted_for = None
 
-    def __call__(self, strategy: Any, model: ContrastiveModel) -> None:
+    def __call__(self, strategy: Any, model: ContrastiveModel, augmentation: Callable[[Any], Any] | None) -> None:
         """Fit, unless not a bit of the model has changed since.
 
         By value: weights may be written past every counter (``.data``, as averaging plugins do).
+
+        Args:
+            strategy: whose device and batch sizes are used.
+            model: whose read-out is fitted.
+            augmentation: of batches; None: the images' training transform is one.
         """
         if not self.datasets or self._fitted_for == _state_of(model):
             return
@@ -52,22 +63,76 @@ class ReadOutRefit:
                 readout.forget()
                 for task in sorted({int(t) for data in self.datasets for t in data.targets_task_labels.uniques}):
                     own = [_of_task(data, task) for data in self.datasets]
-                    readout.fit(task, *self._fitted(strategy, model, own), unit=self.kind == "ncm")
+                    readout.fit(task, *self._fitted(strategy, model, own, augmentation), unit=self.kind == "ncm")
             else:
-                readout.fit(*self._fitted(strategy, model, self.datasets), unit=self.kind == "ncm")
+                readout.fit(*self._fitted(strategy, model, self.datasets, augmentation), unit=self.kind == "ncm")
         self._fitted_for = _state_of(model)
 
-    def _fitted(self, strategy: Any, model: ContrastiveModel, parts: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _fitted(
+        self, strategy: Any, model: ContrastiveModel, datasets: list[Any], augmentation: Callable[[Any], Any] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Class ids (C,), weight (C, D) and bias (C,) of a read-out of some datasets together."""
-        batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
-        embedded = [
-            embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in parts if len(data) > 0
-        ]
-        features, y = torch.cat([part[0] for part in embedded]), torch.cat([part[1] for part in embedded]).long()
-        _check_features(features)
-        if self.kind == "ncm":
-            return fit_nearest_mean(features, y)
-        return fit_linear(features, y, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+        images = [data for data in datasets if len(data) > 0]
+        if self.kind == "ncm" or not self.augment:
+            features, y = _embedded(strategy, model, images)
+            if self.kind == "ncm":
+                return fit_nearest_mean(features, y)
+            each_epoch: Tensor | Callable[[int], Tensor] = features
+        else:
+            augmented = _Augmented(model, augmentation)
+            images = images if augmentation is not None else [_UnderTrainingTransform(data) for data in images]
+            first, y = _embedded(strategy, augmented, images)
+
+            def each_epoch(epoch: int) -> Tensor:
+                return first if epoch == 0 else _embedded(strategy, augmented, images)[0]
+
+        balance = None if isinstance(model.readout, TaskReadOuts) else self._groups(datasets, y)
+        return fit_linear(each_epoch, y, balance=balance, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+
+    def _groups(self, datasets: list[Any], y: Tensor) -> Tensor | None:
+        """What each image counts as in the draws, (N,); None: its class."""
+        if self.balance == "class":
+            return None
+        domains = torch.tensor([int(t) for data in datasets for t in data.targets_task_labels], device=y.device)
+        domains = domains.repeat_interleave(len(y) // len(domains))  # a transform may make views of each image
+        return domains if self.balance == "domain" else pair_codes(domains, y)
+
+
+class _Augmented(torch.nn.Module):
+    """A model whose embedding is of augmented images."""
+
+    def __init__(self, model: ContrastiveModel, augmentation: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.model, self.augmentation = model, augmentation
+
+    def embed(self, x: Any) -> Tensor:
+        return self.model.embed(x if self.augmentation is None else self.augmentation(x))
+
+
+class _UnderTrainingTransform(Dataset[Any]):
+    """A dataset that stays as it is in training, however it is asked to be."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data.train()
+        self.collate_fn = self.data.collate_fn
+
+    def eval(self) -> "_UnderTrainingTransform":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+def _embedded(strategy: Any, model: Any, datasets: list[Any]) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and class ids (N,) of some datasets together."""
+    batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
+    parts = [embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in datasets]
+    features, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]).long()
+    _check_features(features)
+    return features, y
 
 
 def _state_of(model: ContrastiveModel) -> tuple[int, str]:

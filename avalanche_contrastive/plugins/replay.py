@@ -31,7 +31,8 @@ class ReplayMethodPlugin(MethodPlugin):
     Args:
         mem_size: exemplars in all; 0 replays nothing.
         batch_size_mem: replayed rows per step; None adds no rows (the method mixes them in some other way).
-        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random.
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. Those of the
+            papers' code are in ``plugins.exemplars``.
         teacher_mode: see ``MethodPlugin``.
     """
 

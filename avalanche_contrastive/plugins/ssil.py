@@ -3,7 +3,6 @@
 import warnings
 from typing import Any, Literal
 
-import torch
 from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
@@ -31,8 +30,8 @@ class SSILPlugin(ReplayMethodPlugin):
     Args:
         mem_size: exemplars in all.
         batch_size_mem: replayed rows in each step, however full the memory.
-        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random (the authors' code
-            keeps the first images of each class).
+        storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. (The authors' code
+            keeps the first images of each class: ``plugins.exemplars.FirstExemplarsSelection``.)
         separated: False is plain cross-entropy over all classes seen (the paper's ablation).
         distillation: "task" for a softmax per past experience, "global" for one over all old classes, "none".
         temperature: of the distillation (the authors' 2).
@@ -112,20 +111,15 @@ class SSILPlugin(ReplayMethodPlugin):
 
     def _distillation(self, strategy: Any, logits: Tensor) -> Tensor:
         if self.multi_head:
-            kept, model = self.teacher_says(strategy, self._head_logits), unwrapped(strategy.model)
-            return self._past_heads(strategy).distillation(model, strategy.mb_x, kept, temperature=self.temperature)
-        kept = self.teacher_says(strategy)
+            heads, x = self._past_heads(strategy), strategy.mb_x
+            kept = self.teacher_forward(strategy, lambda: heads.logits(strategy.model, x))
+            return heads.distillation(unwrapped(strategy.model), x, kept, temperature=self.temperature)
+        kept = self.teacher_forward(strategy)
         tasks = self.table("tasks", lambda: self.class_groups(kept, self._softmaxes()), kept.shape[1])
         return taskwise_distillation(logits, kept, tasks, temperature=self.temperature)
 
     def _softmaxes(self) -> list[list[int]]:
         return self.past if self.distillation == "task" else [seen_in(self.past)]
-
-    @torch.no_grad()
-    def _head_logits(self, strategy: Any) -> Tensor:
-        """The teacher's, of all earlier heads."""
-        assert self.teacher is not None
-        return self._past_heads(strategy).logits(self.teacher, strategy.mb_x)
 
     def _past_heads(self, strategy: Any) -> PastHeads:
         def make() -> PastHeads:

@@ -69,7 +69,8 @@ class Step:
                 kept.copy_(live)
         torch.clear_autocast_cache()  # the weights may have moved since autocast has rounded them
         try:
-            output = method.forward_pass(strategy, self.own_forward)
+            run = method.forward_pass
+            output = self.own_forward() if run is None else run(strategy, self.own_forward)
         except Exception as error:
             self.refuse()
             describe_failure(error, type(method).__name__, strategy)

@@ -1,34 +1,20 @@
 """Models with a head per task, and online streams: what the matrix of streams does not look at."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import CLScenario, EagerCLStream, nc_benchmark, split_online_stream, with_task_labels
-from avalanche.evaluation.metrics import (
-    accuracy_metrics,
-    bwt_metrics,
-    forgetting_metrics,
-    loss_metrics,
-    timing_metrics,
-)
-from avalanche.logging import InteractiveLogger, TextLogger
+from avalanche.benchmarks import CLScenario, EagerCLStream, split_online_stream, with_task_labels
 from avalanche.models import MTSimpleMLP, MultiHeadClassifier, MultiTaskModule, SimpleMLP, as_multitask
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ParametricBuffer, ReservoirSamplingBuffer
 from helpers.streams import ORDER, head_benchmark, make_benchmark, make_encoder
-from sklearn.datasets import make_classification
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from avalanche_contrastive import (
-    CSD,
-    SSIL,
-    Co2L,
     Co2LPlugin,
     ContrastiveModel,
     CSDPlugin,
@@ -372,75 +358,6 @@ def test_online_pieces_need_their_task_labels_back_for_heads():
     for piece in pieces:
         strategy.train(piece)
     assert [len(entry) for entry in strategy.plugins[0].ledger] == [2, 0, 0] * 3
-
-
-# ---- Avalanche's own way of testing a strategy
-
-
-def toy_benchmark(*, task_labels):
-    """Ten classes of six features in five experiences, as the toy benchmark of Avalanche's tests has them."""
-    x, y = make_classification(400, 6, n_informative=6, n_redundant=0, n_classes=10, random_state=0)
-    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
-    train, test = (_labelled(x[rows], y[rows]) for rows in (slice(0, 240), slice(240, None)))
-    return nc_benchmark(train, test, 5, task_labels=task_labels, seed=1234)
-
-
-def _labelled(x, y):
-    data = TensorDataset(x, y)
-    data.targets = y.tolist()
-    return data
-
-
-def toy_strategy(name, *, heads, **options):
-    if name == "co2l":
-        kind = MTContrastiveModel if heads else ContrastiveModel
-        model, strategy = kind(nn.Sequential(nn.Linear(6, 10), nn.ReLU()), 10, 8), Co2L
-        options = {**options, "mem_size": 20, "augmentation": noise, "readout_epochs": 10}
-    else:
-        model = (MTSimpleMLP if heads else SimpleMLP)(input_size=6, hidden_size=10)
-        strategy = SSIL if name == "ssil" else CSD
-        options = {**options, **({"mem_size": 20, "batch_size_mem": 8} if name == "ssil" else {})}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    return strategy(model=model, optimizer=optimizer, train_mb_size=64, eval_mb_size=50, train_epochs=2, **options)
-
-
-@pytest.mark.parametrize("heads", [False, True], ids=["class-incremental", "task-incremental"])
-@pytest.mark.parametrize("name", ["co2l", "ssil", "csd"])
-def test_avalanches_toy_benchmarks_with_metrics_and_loggers(name, heads, capsys):
-    text, everything = io.StringIO(), {"minibatch": True, "epoch": True, "experience": True, "stream": True}
-    evaluator = EvaluationPlugin(
-        accuracy_metrics(**everything, epoch_running=True),
-        loss_metrics(**everything, epoch_running=True),
-        forgetting_metrics(experience=True, stream=True),
-        bwt_metrics(experience=True, stream=True),
-        timing_metrics(epoch=True, experience=True),
-        loggers=[TextLogger(text), InteractiveLogger()],
-    )
-    benchmark = toy_benchmark(task_labels=heads)
-    strategy = toy_strategy(name, heads=heads, evaluator=evaluator, eval_every=1)
-    for number, experience in enumerate(benchmark.train_stream):
-        strategy.train(experience, eval_streams=[benchmark.test_stream], num_workers=0)
-        figures = strategy.eval(benchmark.test_stream[:])
-        task = f"Task{number if heads else 0:03d}"
-        accuracy = figures[f"Top1_Acc_Exp/eval_phase/test_stream/{task}/Exp{number:03d}"]
-        assert 0 <= accuracy <= 1
-        assert torch.isfinite(torch.tensor(figures[f"Loss_Exp/eval_phase/test_stream/{task}/Exp{number:03d}"]))
-    assert "StreamBWT/eval_phase/test_stream" in figures
-    assert "Top1_Acc_MB" in text.getvalue()
-    assert "End of training phase" in text.getvalue()
-    assert "Top1_Acc_Epoch" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("heads", [False, True], ids=["class-incremental", "task-incremental"])
-@pytest.mark.parametrize("name", ["co2l", "ssil", "csd"])
-def test_avalanches_toy_benchmarks_without_metrics(name, heads):
-    benchmark = toy_benchmark(task_labels=heads)
-    strategy = toy_strategy(name, heads=heads, evaluator=None)
-    before = [p.detach().clone() for p in strategy.model.parameters()]
-    strategy.train(benchmark.train_stream)
-    strategy.eval(benchmark.test_stream)
-    assert strategy.clock.train_exp_counter == 5
-    assert any(not torch.equal(a, b) for a, b in zip(before, strategy.model.parameters(), strict=False))
 
 
 def test_read_outs_of_a_state_dict_are_made_where_the_model_is():

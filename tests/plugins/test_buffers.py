@@ -83,6 +83,7 @@ class Rows(SupervisedPlugin):
         images = [x for e in benchmark.train_stream for x in contents(e.dataset)]
         self.number = {image: i for i, image in enumerate(images)}
         assert len(self.number) == len(images)
+        self.label = [int(y) for e in benchmark.train_stream for y in e.dataset.targets]
         self.policy = policy
         self.batches, self.memories, self.parts, self.modes = [], [], set(), set()
 
