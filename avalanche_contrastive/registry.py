@@ -67,6 +67,7 @@ class Method:
         scenarios: the kinds of streams that it runs on.
         why_not: why it does not run on the others, to follow "does not run on ...-incremental streams: ".
         alone: why several processes cannot train it together; "" where they can.
+        fp32_only: why it cannot be trained in bfloat16; "" where it can.
         read_options: the options, where they cannot be read from the source.
     """
 
@@ -83,6 +84,7 @@ class Method:
     scenarios: tuple[str, ...] = SCENARIOS
     why_not: str = ""
     alone: str = ""
+    fp32_only: str = ""
     read_options: Mapping[str, Option] | None = None
 
     @cached_property
@@ -159,7 +161,7 @@ def read_methods(path: Path, package: str) -> dict[str, Method]:
     for name, facts in content["methods"].items():
         grid = {key: tuple(values) for key, values in facts.pop("grid", {}).items()}
         facts["grid"] = grid if facts.pop("grid_alone", False) else {**COMMON, **grid}
-        facts |= {key: reasons.get(facts[key], facts[key]) for key in ("alone", "why_not") if key in facts}
+        facts |= {key: reasons.get(facts[key], facts[key]) for key in ("alone", "why_not", "fp32_only") if key in facts}
         facts["scenarios"] = tuple(facts.get("scenarios", SCENARIOS))
         found[name] = Method(f"{package}.{facts.pop('module', 'baselines')}:{name}", **facts)
     return found

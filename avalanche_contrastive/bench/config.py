@@ -1,7 +1,6 @@
 """A table row is one TOML file that says only what differs from the defaults; unknown keys are refused."""
 
 import difflib
-import json
 import sys
 import tomllib
 from collections import ChainMap
@@ -31,6 +30,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "steps"),
     "warmup_peak": ("own", "later"),
     "augmentation": ("", "simclr", "pad_crop"),
+    "precision": ("fp32", "bf16"),
 }
 # What decides which images a run sees, and in which order.
 STREAM_KEYS = (
@@ -78,6 +78,7 @@ class Config:
         augment: augment each training batch; contrastive methods always do it.
         augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra
             "bench"), or "module:function".
+        precision: "fp32", or "bf16": training and evaluation under autocast to bfloat16; weights stay in float32.
         metrics: "module:function" of each further figure, one number from the logits (N, K) and the classes (N,).
         options: what only this method has, complete with its defaults.
     """
@@ -112,6 +113,7 @@ class Config:
     reset_optimizer: bool = False
     augment: bool = False
     augmentation: str = ""
+    precision: str = "fp32"
     metrics: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
 
@@ -392,8 +394,3 @@ def own_code(config: Config) -> dict[str, str]:
     named = {key: getattr(config, key) for key in OWN_CODE if key != "metrics"}
     named |= {f"metric {name}": name for name in config.metrics}
     return {key: name for key, name in named.items() if ":" in name and not name.startswith(LIBRARIES)}
-
-
-def toml(value: Any) -> str:
-    """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -95,7 +95,7 @@ def test_the_same_command_again_runs_nothing_and_shows_the_same(quick_run, capsy
     before = {p.name: p.read_bytes() for p in quick_run.glob("*.json")}
     assert cli.main(["run", "naive", "joint", "--seeds", "0-1", "--out", str(quick_run), *QUICK]) == 0
     told = capsys.readouterr()
-    assert "4 of 4 runs are in" in told.err
+    assert told.err == f"4 runs of split_digits, 4 in {quick_run} already\n"
     assert "| Naive |" in told.out
     assert str(quick_run) in told.out
     assert before == {p.name: p.read_bytes() for p in quick_run.glob("*.json")}
@@ -268,7 +268,7 @@ def test_progress_is_reported_and_changes_nothing(name):
 
     config = replace(configs.load_row(name, SUITE).config, epochs=1, train_images=100, test_images=100)
     told = []
-    with_words = execute(config, 0, report=lambda share, words: told.append((share, words)))
+    with_words = execute(config, 0, report=lambda share, words, milestone="": told.append((share, words)))
     assert with_words["accuracy_matrix"] == execute(config, 0)["accuracy_matrix"]
     assert told[-1] == (1.0, "experience 5/5")
     assert [share for share, _ in told] == sorted(share for share, _ in told)

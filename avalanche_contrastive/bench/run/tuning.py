@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.config import Config, Row, default_config, folder, same_config, toml, updated
-from avalanche_contrastive.bench.files import check_writable, read_json, write_json, write_text
+from avalanche_contrastive.bench.config import Config, Row, default_config, folder, same_config, updated
+from avalanche_contrastive.bench.files import check_writable, read_json, toml, write_json, write_text
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import run_job, versions
