@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METHODS", "Method", "Option", "Parameter", "load", "parameters_of", "read_methods"]
+__all__ = ["METHODS", "Method", "Option", "Parameter", "docstring", "load", "parameters_of", "read_methods"]
 
 Option = bool | int | float | str
 Grid = Mapping[str, tuple[Option, ...]]
@@ -90,7 +90,7 @@ class Method:
     @cached_property
     def about(self) -> str:
         """One line."""
-        return self.summary or (ast.get_docstring(_definition(self.build)) or "").partition("\n")[0].removesuffix(".")
+        return self.summary or docstring(self.build).partition("\n")[0].removesuffix(".")
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -201,6 +201,15 @@ def _parameter(argument: ast.arg, default: ast.expr) -> Parameter | None:
         return None
     kind, value = PLAIN[kinds[0]], ast.literal_eval(default)
     return Parameter(kind, kind() if value is None else kind(value), "None" in parts)
+
+
+def docstring(name: str) -> str:
+    """Of a class or function, read from its source; "" where it has none.
+
+    Args:
+        name: "module:name".
+    """
+    return ast.get_docstring(_definition(name)) or ""
 
 
 def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:

@@ -34,7 +34,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
     """The result of a run as it stands; None if there is none, or an unreadable one."""
     try:
         stored = read_json(path)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     config = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("options", {}), dict):
