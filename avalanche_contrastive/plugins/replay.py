@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from avalanche_contrastive._checks import came, check_count
 from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
+from avalanche_contrastive.data.memory import collate
 from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.tasks import is_piece
 
@@ -254,7 +255,7 @@ class _Collation:
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         current, replayed = samples
-        if self.collate is default_collate and len(current) and len(replayed):
+        if self.collate in (default_collate, collate) and len(current) and len(replayed):
             return _joined(self.collate(current), self.collate(replayed))
         if not len(replayed):
             return self.collate(current)
