@@ -60,7 +60,9 @@ def by_metric_learning() -> list[Comparison]:
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # an extra
 
     features, y = _cloud(2_000, 128, 20)
-    calculator = AccuracyCalculator(include=("precision_at_1", "mean_average_precision_at_r"), device="cpu")
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r"), device=torch.device("cpu")
+    )
 
     def ours() -> Tensor:
         return torch.tensor([recall_at_k(features, y, (1,))[1], map_at_r(features, y)])
