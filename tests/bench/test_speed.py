@@ -81,12 +81,6 @@ def test_a_competitor_that_is_not_installed_is_left_out(tmp_path, monkeypatch, c
     assert "left out, No module" in capsys.readouterr().err
 
 
-def test_the_page_has_the_committed_figures():
-    found = json.loads((ROOT / "benchmarks" / "speed.json").read_text())
-    page = (ROOT / "docs" / "guides" / "speed.md").read_text()
-    assert command.page_with(page, found) == page
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["losses", "steps", "growth", "readout", "fetch", "augmentation"])
 def test_the_ratios_that_are_wanted(group):
