@@ -38,8 +38,8 @@ class CSDPlugin(MethodPlugin):
         weight: of the contrastive distillation (the paper's lambda_CSD).
         form: "authors" (student anchors against students and teachers) or "paper" (Eq. 8).
         normalize: divide features by their length in the contrastive distillation, as the authors do.
-        kd_weight: of the distillation of old logits (the paper's lambda_KD). No T^2, as the authors'; multiply by T^2 to
-            have it.
+        kd_weight: of the distillation of old logits (the paper's lambda_KD). No T^2, as the authors'; multiply by T^2
+            to have it.
         kd_temperature: of that distillation (the authors' 2).
         triplet_weight: of the triplet loss (the authors' 1).
         margin: of the triplet loss, in cosine similarity (the authors' 1).

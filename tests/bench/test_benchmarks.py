@@ -579,7 +579,8 @@ def test_descriptions_are_the_first_sentences_of_the_docstrings(tmp_path, monkey
     assert co2l["readout_augment"].endswith("anew in each of its epochs, as the authors' code does [code]")
     assert options_described(configs.METHODS["er_ace"])["batch_size_mem"].endswith("[Avalanche]")
     (tmp_path / "mine_told.py").write_text(
-        'def build(s, *, depth=2, other=1):\n    """Mine.\n\n    Args:\n        depth: of e.g. a tree. Not of the sea.\n    """\n'
+        'def build(s, *, depth=2, other=1):\n    """Mine.\n\n    Args:\n        depth: of e.g. a tree. Not of the sea.'
+        '\n    """\n'
     )
     (tmp_path / "mine.toml").write_text('method = "mine_told:build"\n')
     monkeypatch.chdir(tmp_path)
