@@ -193,17 +193,18 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, help="processes, a run in each (default: 2; under torchrun 1)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
+    command.add_argument(
+        "--log",
+        type=_loggers,
+        default=(),
+        metavar="csv,tensorboard,wandb",
+        help="log metrics during each run, to logs/ROW-seedN in the folder of the results and to W&B",
+    )
     _add_data(command)
     command.add_argument(
         "--memory", type=_positive, help="stored images of each row that has a memory (default: from the config)"
     )
     _add_set(command)
-    command.add_argument(
-        "--on",
-        default="local",
-        choices=("local", "slurm"),
-        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
-    )
     command.add_argument(
         "--again", action="store_true", help="do runs once more from the start, whatever is there, and replace it"
     )
@@ -211,6 +212,12 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_cluster(command: Any) -> None:
+    command.add_argument(
+        "--on",
+        default="local",
+        choices=("local", "slurm"),
+        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
+    )
     cluster = command.add_argument_group("on slurm")
     cluster.add_argument("--partition", help="(default: the cluster's)")
     cluster.add_argument("--time", type=_positive, default=60, metavar="MINUTES", help="per run (default: %(default)s)")
@@ -262,15 +269,16 @@ def _add_tune(commands: Any) -> None:
         action="store_true",
         help="in a checkout: write the configs of the suite and benchmarks/tuning instead of --out",
     )
+    _add_cluster(command)
 
 
 def _add_data(command: Any) -> None:
     command.add_argument(
         "--data",
-        type=Path,
         metavar="PATH",
         help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
-        f"images per class; takes the suite {OWN_SUITE}",
+        "images per class; or a data set of torchvision or HuggingFace: torchvision:FashionMNIST, hf:NAME_OR_PATH, "
+        f"with options such as hf:cifar100?label=fine_label; takes the suite {OWN_SUITE}",
     )
     command.add_argument(
         "--device",
@@ -373,6 +381,13 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"cpu|auto|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:1 (or another number), mps or auto, got {text!r}")
     return text
+
+
+def _loggers(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not set(names) <= {"csv", "tensorboard", "wandb"}:
+        raise argparse.ArgumentTypeError(f"expected one or more of csv, tensorboard, wandb with commas, got {text!r}")
+    return names
 
 
 def _positive(text: str) -> int:
