@@ -1,4 +1,4 @@
-"""The command line of the runner: commands, options and their help; and the command `list`."""
+"""The command line of the runner: commands, options and their help."""
 
 import argparse
 import re
@@ -9,15 +9,14 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, unavailable
-from avalanche_contrastive.bench.files import toml
-from avalanche_contrastive.bench.selection import OWN_SUITE, suite_of
+from avalanche_contrastive.bench.config import DEFAULT_SUITE
+from avalanche_contrastive.bench.selection import OWN_SUITE
 from avalanche_contrastive.registry import load
 
 ROOM = "avalanche_contrastive.bench"
 # The function of each command. They are imported when called, since torch, Avalanche and matplotlib take seconds.
 COMMANDS = {
-    "list": f"{ROOM}.cli:list_rows",
+    "list": f"{ROOM}.listing:list_rows",
     "run": f"{ROOM}.run.command:run",
     "tune": f"{ROOM}.run.tuning:tune",
     "features": f"{ROOM}.run.features:features",
@@ -101,42 +100,6 @@ def program() -> str:
     if path.name == "__main__.py":
         return "python -m benchmarks" if path.parent.name == "benchmarks" else f"python -m {ROOM}"
     return "avalanche-contrastive"
-
-
-def list_rows(parsed: argparse.Namespace) -> int:
-    """Print the rows of the suite, one row whole, or what else there is."""
-    if parsed.suites:
-        for suite in suites():
-            rows = load_rows(suite)
-            streams = ", ".join(sorted({row.config.stream for row in rows}))
-            print(f"{suite:18} {len(rows):3} rows on {streams}")
-    elif parsed.streams:
-        from avalanche_contrastive.bench.data.kinds import STREAMS
-        from avalanche_contrastive.bench.methods.networks import NETWORKS  # torch takes seconds
-
-        for name, kind in STREAMS.items():
-            print(f"stream  {name:20} {kind.title}; {', '.join(kind.scenarios)}-incremental; network {kind.network}")
-        for name, network in NETWORKS.items():
-            print(f"network {name:20} {network.about}")
-    elif parsed.unavailable:
-        for name, reason in unavailable().items():
-            print(f"{name:22} {reason}")
-    elif parsed.row:
-        _print_row(find_row(parsed.row, suite_of(parsed)))
-    else:
-        for row in load_rows(parsed.suite or DEFAULT_SUITE):
-            about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
-            print(f"{row.name:28} {row.table:9} {about}")
-    return 0
-
-
-def _print_row(row: Row) -> None:
-    """The whole config, as a TOML file could say it."""
-    config = row.config.as_dict()
-    options = config.pop("options")
-    print(f"# {row.label}: {row.method.about}")
-    print("\n".join(f"{key} = {toml(value)}" for key, value in config.items()))
-    print("\n".join(["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]))
 
 
 def make_parser() -> argparse.ArgumentParser:
