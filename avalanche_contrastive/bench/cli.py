@@ -1,4 +1,4 @@
-"""The command line of the runner: commands, options and their help; and the command `list`."""
+"""The command line of the runner: commands, options and their help."""
 
 import argparse
 import re
@@ -9,16 +9,17 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, toml, unavailable
-from avalanche_contrastive.bench.selection import OWN_SUITE, suite_of
+from avalanche_contrastive.bench.config import DEFAULT_SUITE
+from avalanche_contrastive.bench.selection import OWN_SUITE
 from avalanche_contrastive.registry import load
 
 ROOM = "avalanche_contrastive.bench"
 # The function of each command. They are imported when called, since torch, Avalanche and matplotlib take seconds.
 COMMANDS = {
-    "list": f"{ROOM}.cli:list_rows",
+    "list": f"{ROOM}.listing:list_rows",
     "run": f"{ROOM}.run.command:run",
     "tune": f"{ROOM}.run.tuning:tune",
+    "features": f"{ROOM}.run.features:features",
     "table": f"{ROOM}.report.pages:command",
     "compare": f"{ROOM}.report.folders:command",
     "export": f"{ROOM}.report.formats:command",
@@ -54,6 +55,15 @@ TUNE_EXAMPLES = """\
 examples:
   %(prog)s ssil --candidates 4             four candidates for one row of Split-Digits
   %(prog)s mine.toml --set epochs=5        your own method; epochs are not searched then"""
+FEATURES_TEXT = """\
+Computes, once, what a frozen encoder gives for every image and for some augmented views of it, and writes it into one
+file, a feature bank. Training a small network on it takes seconds. Streams read it: split_cifar100_frozen as
+cifar100_bank.npz in --root, any other with `run --data BANK`. After a kill the same command goes on where it was."""
+FEATURES_EXAMPLES = """\
+examples:
+  %(prog)s --data split_cifar100 --encoder efficientnet_lite0 --out ~/banks/cifar100_bank.npz
+  %(prog)s --data photos/ --encoder resnet18 --views 2 --out photos.npz      torchvision's network and weights
+  %(prog)s --data photos.npz --encoder mine:build --out bank.npz             any torch.nn.Module of your own"""
 COMPARE_TEXT = """\
 Compares rows of the same name in two folders: your own runs with those of this repository, or with earlier ones.
 FOLDER/ROW is one row: it is compared with the row of that name in the other folder, else with every row there."""
@@ -92,42 +102,6 @@ def program() -> str:
     return "avalanche-contrastive"
 
 
-def list_rows(parsed: argparse.Namespace) -> int:
-    """Print the rows of the suite, one row whole, or what else there is."""
-    if parsed.suites:
-        for suite in suites():
-            rows = load_rows(suite)
-            streams = ", ".join(sorted({row.config.stream for row in rows}))
-            print(f"{suite:18} {len(rows):3} rows on {streams}")
-    elif parsed.streams:
-        from avalanche_contrastive.bench.data.kinds import STREAMS
-        from avalanche_contrastive.bench.methods.networks import NETWORKS  # torch takes seconds
-
-        for name, kind in STREAMS.items():
-            print(f"stream  {name:20} {kind.title}; {', '.join(kind.scenarios)}-incremental; network {kind.network}")
-        for name, network in NETWORKS.items():
-            print(f"network {name:20} {network.about}")
-    elif parsed.unavailable:
-        for name, reason in unavailable().items():
-            print(f"{name:22} {reason}")
-    elif parsed.row:
-        _print_row(find_row(parsed.row, suite_of(parsed)))
-    else:
-        for row in load_rows(parsed.suite or DEFAULT_SUITE):
-            about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
-            print(f"{row.name:28} {row.table:9} {about}")
-    return 0
-
-
-def _print_row(row: Row) -> None:
-    """The whole config, as a TOML file could say it."""
-    config = row.config.as_dict()
-    options = config.pop("options")
-    print(f"# {row.label}: {row.method.about}")
-    print("\n".join(f"{key} = {toml(value)}" for key, value in config.items()))
-    print("\n".join(["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]))
-
-
 def make_parser() -> argparse.ArgumentParser:
     """What it parses has the command's name as ``command``."""
     parser = argparse.ArgumentParser(
@@ -140,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_run(commands)
     _add_tune(commands)
+    _add_features(commands)
     _add_table(commands)
     _add_compare(commands)
     _add_export(commands)
@@ -268,6 +243,10 @@ def _add_data(command: Any) -> None:
         help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
         f"images per class; takes the suite {OWN_SUITE}",
     )
+    _add_place(command)
+
+
+def _add_place(command: Any) -> None:
     command.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
     )
@@ -278,6 +257,37 @@ def _add_data(command: Any) -> None:
         help="where downloaded data sets are or go to; NAME.npz there (cifar10.npz, ...) is taken instead of a "
         "download (default: Avalanche's folder)",
     )
+
+
+def _add_features(commands: Any) -> None:
+    command = _add_command(
+        commands, "features", "make a feature bank with a frozen encoder", FEATURES_TEXT, FEATURES_EXAMPLES
+    )
+    command.add_argument(
+        "--data", required=True, metavar="PATH_OR_STREAM", help="a stream of `list --streams`, a .npz file or a folder"
+    )
+    command.add_argument(
+        "--encoder",
+        default="efficientnet_lite0",
+        metavar="NAME",
+        help="efficientnet_lite0 (extra `frozen`), a torchvision network with its weights, or module:function "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--views", type=_count, default=4, help="augmented views of each training image (default: %(default)s)"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="BANK", help="the file to write, .npz")
+    command.add_argument(
+        "--image-size", type=_count, default=0, help="side that the encoder gets (default: 128; of your own: as it is)"
+    )
+    command.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "bfloat16", "float32"),
+        help="auto: bfloat16 where the processor has instructions for it (default: %(default)s)",
+    )
+    command.add_argument("--seed", type=_count, default=0, help="of the views (default: %(default)s)")
+    _add_place(command)
 
 
 def _add_table(commands: Any) -> None:
@@ -358,6 +368,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return _count(text, 1)
+
+
+def _count(text: str, smallest: int = 0) -> int:
+    if not text.isdigit() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {smallest}, got {text!r}")
     return int(text)

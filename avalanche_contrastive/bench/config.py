@@ -1,7 +1,6 @@
 """A table row is one TOML file that says only what differs from the defaults; unknown keys are refused."""
 
 import difflib
-import json
 import sys
 import tomllib
 from collections import ChainMap
@@ -119,6 +118,7 @@ class Config:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+STORED_DEFAULTS = Config(method="").as_dict()  # as they stand in a result
 KEYS = {f.name: f.default for f in fields(Config) if f.default is not MISSING}  # what a TOML may set, with defaults
 
 
@@ -198,9 +198,18 @@ def folder(suite: str) -> Path:
     return path
 
 
+def shared_by(suite: str) -> dict[str, Any]:
+    """What the rows of a suite have in common; with `rows_of` it has the rows of another suite and what they share."""
+    path = folder(suite) / SHARED
+    own = read_toml(path) if path.is_file() else {}
+    return {**shared_by(own["rows_of"]), **own} if "rows_of" in own else own
+
+
 def row_files(suite: str) -> dict[str, Path]:
-    """The suite's TOML files by row name."""
-    return {path.stem: path for path in sorted(folder(suite).glob("[!_]*.toml"))}
+    """The suite's TOML files by row name; with `rows_of` those of the other suite, too."""
+    other = shared_by(suite).get("rows_of")
+    own = {path.stem: path for path in sorted(folder(suite).glob("[!_]*.toml"))}
+    return {**row_files(other), **own} if other else own
 
 
 def load_rows(suite: str) -> list[Row]:
@@ -221,7 +230,10 @@ def find_row(given: str, suite: str) -> Row:
     Raises:
         ValueError: no such row or file, or something in it is unknown or of the wrong type.
     """
-    return load_row(given, suite) if not given.endswith(".toml") else _read_row(Path(given), suite)
+    if not given.endswith(".toml"):
+        return load_row(given, suite)
+    path = Path(given)
+    return _read_row(path, path.parent.name if path.parent.parent == CONFIGS else suite)
 
 
 def load_row(name: str, suite: str) -> Row:
@@ -236,7 +248,7 @@ def _read_row(path: Path, suite: str) -> Row:
     raw = read_toml(path)
     in_suite = path.parent.parent == CONFIGS
     where = path.stem if in_suite else str(path)
-    suite = path.parent.name if in_suite else _text(raw.pop("suite", suite), "suite", where)
+    suite = suite if in_suite else _text(raw.pop("suite", suite), "suite", where)
     base = _text(raw.pop("base", ""), "base", where)
     modules = path.parent / _text(raw.pop("modules", ""), "modules", where)
     shown = {key: _text(raw.pop(key), key, where) for key in SHOWING if key in raw}
@@ -289,16 +301,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def default_config(method: str, suite: str) -> Config:
     """The method with nothing set but what the suite says for all its rows."""
     known = method_of(method)
-    path = folder(suite) / SHARED
-    shared = read_toml(path) if path.is_file() else {}
+    shared = shared_by(suite)
     memory = Config.memory if known.has_memory and known.stores_by_default else 0
     plain = Config(method, suite, memory=memory, augment=known.own_augmentation, options=dict(known.options))
-    shared.pop("tune", None)  # how `tune` searches the suite's rows
-    fixed = {
-        "memory": not (known.has_memory and known.stores_by_default),
-        "augment": known.own_augmentation,
-    }  # what is not this method's to choose
-    usable = {key: value for key, value in shared.items() if not fixed.get(key)}
+    fixed = {"tune", "rows_of"}  # how `tune` searches the rows, and where they are; below, what the method decides
+    fixed |= {"augment"} if known.own_augmentation else set()
+    fixed |= set() if known.has_memory and known.stores_by_default else {"memory"}
+    usable = {key: value for key, value in shared.items() if key not in fixed}
     return updated(plain, usable, where=f"{suite}/{SHARED}")
 
 
@@ -376,14 +385,9 @@ def same_config(stored: Any, config: Config) -> bool:
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config with what it does not have yet, fields and options, at the defaults."""
-    whole = {**plain_defaults(), **stored}
+    whole = {**STORED_DEFAULTS, **stored}
     method = METHODS.get(whole["method"])
     return {**whole, "options": {**(method.options if method else {}), **whole["options"]}}
-
-
-def plain_defaults() -> dict[str, Any]:
-    """The defaults of Config as they stand in a result."""
-    return Config(method="").as_dict()
 
 
 def own_code(config: Config) -> dict[str, str]:
@@ -391,8 +395,3 @@ def own_code(config: Config) -> dict[str, str]:
     named = {key: getattr(config, key) for key in OWN_CODE if key != "metrics"}
     named |= {f"metric {name}": name for name in config.metrics}
     return {key: name for key, name in named.items() if ":" in name and not name.startswith(LIBRARIES)}
-
-
-def toml(value: Any) -> str:
-    """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -36,6 +36,11 @@ def remove_checkpoint(path: Path | None) -> None:
             path.parent.rmdir()
 
 
+def toml(value: Any) -> str:
+    """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode("utf-8"))

@@ -13,13 +13,13 @@ from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import (
     CONFIGS,
     METHODS,
+    STORED_DEFAULTS,
     TABLES,
     Config,
     Row,
     completed,
     load_row,
     own_code,
-    plain_defaults,
     row_files,
     row_order,
     same_config,
@@ -311,7 +311,7 @@ def check_result(path: Path, result: Any) -> None:
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    defaults = plain_defaults()
+    defaults = STORED_DEFAULTS
     unknown = [key for key in config if key not in defaults]
     if unknown:
         raise ValueError(

@@ -27,6 +27,8 @@ class StreamKind:
         normalise: mean and standard deviation of each channel, applied to every fetched image; none: images stay in
             [0, 1].
         rotated: whether each experience is all images under a rotation of its own.
+        features: whether its "images" are features with views from a bank, (1 + V, 1, D): networks get the plain ones,
+            and to augment is to take one of the V views.
     """
 
     source: str
@@ -37,6 +39,7 @@ class StreamKind:
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     normalise: Normalise | None = None
     rotated: bool = False
+    features: bool = False
 
 
 PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}
@@ -64,6 +67,9 @@ STREAMS: Mapping[str, StreamKind] = {
     "split_fmnist": StreamKind("fmnist", "Fashion-MNIST", 5, "mlp", augmentation={"scale": (0.6, 1.0), "flip": 0.5}),
     "split_cifar10": StreamKind("cifar10", "CIFAR-10", 5, "medium_cnn", augmentation=PHOTO, normalise=CIFAR_10),
     "split_cifar100": StreamKind("cifar100", "CIFAR-100", 10, "resnet18", augmentation=PHOTO, normalise=CIFAR_100),
+    "split_cifar100_frozen": StreamKind(
+        "cifar100_bank", "CIFAR-100 as features of a frozen ImageNet encoder", 10, "adapter", features=True
+    ),
     "split_tiny_imagenet": StreamKind(
         "tiny_imagenet",
         "Tiny-ImageNet",

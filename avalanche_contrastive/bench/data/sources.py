@@ -25,6 +25,7 @@ from avalanche_contrastive.bench.data.arrays import (
     images_tensor,
     label_array,
     load_npz,
+    read_bank,
     stratified,
 )
 from avalanche_contrastive.bench.data.images import decode
@@ -70,12 +71,15 @@ DOWNLOADS = {
 }
 
 
+BANKS = {"cifar100_bank": "split_cifar100"}  # the stream that the bank has the images of
+
+
 @lru_cache(maxsize=2)
 def load(source: str, root: str = "") -> Arrays:
     """Decode a data set, once per process.
 
     Args:
-        source: "digits" or a key of DOWNLOADS.
+        source: "digits", a key of DOWNLOADS, or of BANKS: the file SOURCE.npz of the command `features`.
         root: folder of the downloads, "" for Avalanche's default. What is not there is downloaded, unless there is a
             file SOURCE.npz as described in `arrays.load_npz`; root may be such a file as well.
 
@@ -84,6 +88,8 @@ def load(source: str, root: str = "") -> Arrays:
     """
     if source == "digits":
         return _digits()
+    if source in BANKS:
+        return _bank(source, root)
     kind = DOWNLOADS[source]
     folder = Path(root).expanduser() if root else Path(default_dataset_location(kind.place))
     file = folder if folder.is_file() else folder / f"{source}.npz"
@@ -91,6 +97,17 @@ def load(source: str, root: str = "") -> Arrays:
     if len(arrays.class_names) != kind.classes:
         raise ValueError(f"{folder}: {len(arrays.class_names)} classes; {kind.title} has {kind.classes}.")
     return arrays
+
+
+def _bank(source: str, root: str) -> Arrays:
+    path = Path(root).expanduser() if root else Path(default_dataset_location("feature_banks"))
+    file = path if path.is_file() else path / f"{source}.npz"
+    if not file.is_file():
+        raise ValueError(
+            f"{file}: no such feature bank. Make it once: avalanche-contrastive features --data {BANKS[source]} "
+            f"--encoder efficientnet_lite0 --out {file}; or name another folder (--root)."
+        )
+    return read_bank(file)[0]
 
 
 def _digits() -> Arrays:

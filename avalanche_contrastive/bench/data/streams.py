@@ -214,6 +214,8 @@ def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Lo
     arrays = (
         _own(data, image_size) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
     )
+    if arrays.features:
+        kind = replace(kind, network="adapter", augmentation={}, normalise=None, features=True)
     train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
     if not validation:
         held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")
@@ -317,9 +319,10 @@ def _stream(
     counts = [len(experience.dataset) for experience in benchmark.test_stream]
     trained = sum(len(experience.dataset) for experience in benchmark.train_stream)
     channels, height, width = loaded.train.x.shape[1:]
+    features = f"features of {width} numbers, plain and of {channels - 1} views"
     description = (
         f"{loaded.kind.title}, {what}; {trained:,} training and {sum(counts):,} {loaded.held.name} images of "
-        f"{channels} x {height} x {width}"
+        f"{features if loaded.kind.features else f'{channels} x {height} x {width}'}"
     )
     return Stream(
         loaded.kind,

@@ -86,6 +86,26 @@ def medium_cnn(image_shape: ImageShape) -> Encoder:
     )
 
 
+def adapter(image_shape: ImageShape) -> Encoder:
+    """What is trained on the features of a frozen encoder: a layer of 256 units and one of 128."""
+    width = math.prod(image_shape)
+    layers = nn.Flatten(), nn.LayerNorm(width, elementwise_affine=False)
+    return Encoder(128, *layers, nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+
+
+def identity(image_shape: ImageShape) -> Encoder:
+    """The images, or the features of a bank, as they are: nothing to train before the classifier."""
+    return Encoder(math.prod(image_shape), nn.Flatten())
+
+
+class PlainFeatures(nn.Module):
+    """What lies at position 0 of a batch from a feature bank: the plain image, or the view that was drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + V, 1, D), or (B, 1, 1, D) without views, to (B, 1, 1, D) in the type of the weights."""
+        return x[:, :1].to(torch.get_default_dtype())
+
+
 def _block(inputs: int, outputs: int, *, pool: bool = False) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, *((nn.MaxPool2d(2),) if pool else ()), nn.BatchNorm2d(outputs), nn.ReLU()
@@ -139,6 +159,8 @@ def resnet_32_csd(image_shape: ImageShape) -> Encoder:
 
 NETWORKS: Mapping[str, Network] = {
     "mlp": Network(mlp, "two hidden layers of 100 units"),
+    "adapter": Network(adapter, "two layers of 256 and 128 units, for the features of a bank"),
+    "identity": Network(identity, "none: the features of a bank go to the classifier as they are"),
     "small_cnn": Network(small_cnn, "3 convolutions, 64 features, for images of 8 x 8 and a little more", smallest=2),
     "medium_cnn": Network(medium_cnn, "4 convolutions, 128 features, for images of 32 x 32 on a CPU", smallest=8),
     "mnist_cnn": Network(mnist_cnn, "2 convolutions and a layer, 500 features, Co2L's for R-MNIST", smallest=16),
@@ -305,6 +327,7 @@ class Setting:
         augmentation: maps an image batch to one of the same shape, a draw per image.
         common: keywords that every Avalanche strategy takes: train_mb_size, train_epochs, eval_mb_size, device,
             plugins, evaluator, eval_every.
+        features: whether the images are features from a bank, of which a network gets one view, as (1, 1, D).
     """
 
     config: Config
@@ -313,6 +336,7 @@ class Setting:
     network: str
     augmentation: Any
     common: Mapping[str, Any]
+    features: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -325,7 +349,10 @@ class Setting:
         Raises:
             ValueError: the network does not take images of this size.
         """
-        return make_encoder(self.network, self.image_shape)
+        if not self.features:
+            return make_encoder(self.network, self.image_shape)
+        encoder = make_encoder(self.network, (1, *self.image_shape[1:]))
+        return Encoder(encoder.features, PlainFeatures(), encoder)
 
     def classifier(self, head: Callable[[int, int], nn.Module] = nn.Linear) -> Classifier:
         """A fresh encoder with a fixed head for all classes."""

@@ -107,7 +107,11 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     """The strategy of a config, with the same evaluator and the same fairness plugins for every method."""
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
-        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise
+        config.augmentation,
+        stream.image_shape,
+        kind.augmentation,
+        normalise=kind.normalise,
+        features=kind.features,
     )
     plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
@@ -138,6 +142,7 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
         classes=stream.classes,
         network=config.network or kind.network,
         augmentation=augmentation,
+        features=kind.features,
         common=common,
     )
     module, _, function = method.build.partition(":")

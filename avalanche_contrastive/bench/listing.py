@@ -1,0 +1,43 @@
+"""The command `list`: the rows of a suite, one row whole, or what else there is."""
+
+import argparse
+
+from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, unavailable
+from avalanche_contrastive.bench.files import toml
+from avalanche_contrastive.bench.selection import suite_of
+
+
+def list_rows(parsed: argparse.Namespace) -> int:
+    """Print the rows of the suite, one row whole, or what else there is."""
+    if parsed.suites:
+        for suite in suites():
+            rows = load_rows(suite)
+            streams = ", ".join(sorted({row.config.stream for row in rows}))
+            print(f"{suite:18} {len(rows):3} rows on {streams}")
+    elif parsed.streams:
+        from avalanche_contrastive.bench.data.kinds import STREAMS
+        from avalanche_contrastive.bench.methods.networks import NETWORKS  # torch takes seconds
+
+        for name, kind in STREAMS.items():
+            print(f"stream  {name:20} {kind.title}; {', '.join(kind.scenarios)}-incremental; network {kind.network}")
+        for name, network in NETWORKS.items():
+            print(f"network {name:20} {network.about}")
+    elif parsed.unavailable:
+        for name, reason in unavailable().items():
+            print(f"{name:22} {reason}")
+    elif parsed.row:
+        _print_row(find_row(parsed.row, suite_of(parsed)))
+    else:
+        for row in load_rows(parsed.suite or DEFAULT_SUITE):
+            about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
+            print(f"{row.name:28} {row.table:9} {about}")
+    return 0
+
+
+def _print_row(row: Row) -> None:
+    """The whole config, as a TOML file could say it."""
+    config = row.config.as_dict()
+    options = config.pop("options")
+    print(f"# {row.label}: {row.method.about}")
+    print("\n".join(f"{key} = {toml(value)}" for key, value in config.items()))
+    print("\n".join(["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]))
