@@ -190,7 +190,7 @@ class FeatureCapture:
 
 
 def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any, Tensor]:
-    """What a model gives in the strategy's own forward pass, and the labels (B,) of the batch.
+    """What a model gives in the strategy's own forward pass of evaluation, and the labels (B,) of the batch.
 
     The strategy's ``_unpack_minibatch`` and ``forward`` are called, which users override for inputs and outputs of
     their own; it is lent the model and the batch for that time.
@@ -200,8 +200,8 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
         model: the strategy's, or another to be asked in the same way.
         batch: as a loader gives it; None: the strategy's current one.
     """
-    kept = strategy.model, strategy.mbatch
-    strategy.model = model
+    kept = strategy.model, strategy.mbatch, strategy.is_training
+    strategy.model, strategy.is_training = model, False
     try:
         if batch is not None:
             strategy.mbatch = batch
@@ -214,7 +214,7 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
             output = strategy.forward()
         return output, strategy.mb_y
     finally:
-        strategy.model, strategy.mbatch = kept
+        strategy.model, strategy.mbatch, strategy.is_training = kept
 
 
 def strategy_features(

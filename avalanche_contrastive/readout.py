@@ -187,6 +187,10 @@ class TaskReadOuts(DynamicModule):
         assert isinstance(head, ReadOut)
         return head
 
+    def widen(self, task: int, width: int) -> None:
+        """Have a read-out for a task, with at least ``width`` columns; see ``ReadOut.widen``."""
+        self._head(task).widen(width)
+
     def fit(self, task: int, classes: Tensor, weight: Tensor, bias: Tensor, *, unit: bool) -> None:
         """Take new values for a task's classes (C,), weight (C, D) and bias (C,); see ``ReadOut.fit``."""
         self._head(task).fit(classes, weight, bias, unit=unit)

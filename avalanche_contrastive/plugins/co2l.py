@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from avalanche.evaluation.metric_definitions import GenericPluginMetric, PluginMetric
 from avalanche.evaluation.metrics.loss import LossPluginMetric
 from avalanche.evaluation.metrics.timing import TimePluginMetric
@@ -191,7 +192,7 @@ class Co2LPlugin(ReplayMethodPlugin):
                 f"Co2LPlugin: readout_balance={self.refit.balance!r} needs a stream with task labels, one per domain. "
                 "Make it with nc_benchmark(task_labels=True), or wrap it in with_task_labels."
             )
-        self.refit.begin(strategy.experience.dataset, self.memory)
+        self.refit.begin(strategy.experience, self.memory)
 
     def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
         """The model gets views in the place of images; the teacher those that the student has got."""
@@ -354,12 +355,12 @@ def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor
     An image's own other view counts only where the batch has no second image of its class. Images of another head
     (B,) do not count.
     """
-    z = z.float()
+    z = F.normalize(z.float(), dim=-1)  # the model may leave its projections as long as they are
     with torch.autocast(z.device.type, enabled=False):
         similarity = z[:, 0] @ z[:, 1].T
     own = heads[:, None] == heads
     alone = ((y[:, None] == y) & own).sum(dim=1) == 1
-    similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
+    similarity.diagonal().masked_fill_(~alone, -2.0)  # less than any cosine
     similarity.masked_fill_(~own, -2.0)
     scores = similarity.new_full((len(y), width), -2.0)
     return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")
