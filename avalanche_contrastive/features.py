@@ -50,6 +50,10 @@ class _Pass:
     tasks: Any = None  # the task labels that a multi-task model was called with
     result: Any = None
 
+    def widths(self) -> dict[str, int]:
+        """The number of outputs of each classifier layer that ran."""
+        return {call.layer: call.output.shape[-1] for call in self.calls}
+
 
 class _Record:
     """What the hooks note, pass by pass.
@@ -291,12 +295,12 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
             f"feature. {_NAME_IT}"
         )
     if noted.calls and not calls:
-        last, width = noted.calls[-1].layer, noted.calls[-1].output.shape[-1]
-        widths = [part.shape[-1] for part in tensors_in(noted.result) if part.ndim > 0]
-        given = ", ".join(map(str, widths)) + (" others" if width in widths else "")
+        ran = ", ".join(f"{layer!r} ({width} outputs)" for layer, width in noted.widths().items())
+        widths = ", ".join(str(part.shape[-1]) for part in tensors_in(noted.result) if part.ndim > 0)
         raise ValueError(
-            f"the last classifier layer that ran, {last!r}, gives {width} outputs, but the model gives {given}: its "
-            f"own last layer is neither nn.Linear nor a head of Avalanche's, or it mixes several. {_NAME_IT}"
+            f"none of the classifier layers that ran, {ran}, has made the {widths} outputs of the model: its own last "
+            "layer is neither nn.Linear nor a head of Avalanche's, or it changes what that gives, or mixes several. "
+            + _NAME_IT
         )
     return calls
 

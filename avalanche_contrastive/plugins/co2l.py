@@ -27,6 +27,11 @@ from avalanche_contrastive.tasks import PAIR, is_in, is_piece, pair_codes, pairs
 
 __all__ = ["Co2LPlugin"]
 
+LABEL_THEM = (
+    "Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or wrap it in "
+    "with_classes_timeline(task_incremental_benchmark(benchmark))."
+)
+
 
 class Co2LPlugin(ReplayMethodPlugin):
     """Co2L (Cha et al. 2021, arXiv:2106.14413), the whole method, for a ``ContrastiveModel``.
@@ -190,7 +195,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         if self.refit.balance != "class" and not hasattr(strategy.experience, "task_labels"):
             raise ValueError(
                 f"Co2LPlugin: readout_balance={self.refit.balance!r} needs a stream with task labels, one per domain. "
-                "Make it with nc_benchmark(task_labels=True), or wrap it in with_task_labels."
+                + LABEL_THEM
             )
         self.refit.begin(strategy.experience, self.memory)
 
@@ -246,8 +251,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         if not hasattr(experience, "task_labels"):
             raise ValueError(
                 "Co2LPlugin: domains=True needs a stream with task labels, one per domain, but its experiences have no "
-                "task_labels. Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or "
-                "wrap it in with_task_labels."
+                "task_labels. " + LABEL_THEM
             )
         if starts_task(experience) or not self._labels:
             self._labels = [task * PAIR + c for task, c in pairs_of(experience)]
