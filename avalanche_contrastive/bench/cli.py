@@ -24,6 +24,7 @@ COMMANDS = {
     "export": f"{ROOM}.report.formats:command",
     "plot": f"{ROOM}.report.plots:command",
     "report": f"{ROOM}.report.html:command",
+    "speed": f"{ROOM}.speed.command:command",
 }
 MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
@@ -58,6 +59,10 @@ Compares rows of the same name in two folders: your own runs with those of this 
 FOLDER/ROW is one row: it is compared with the row of that name in the other folder, else with every row there."""
 EXPORT_TEXT = """\
 Columns: suite, row, seed, experience, metric, value. Pandas reads it as it is."""
+SPEED_TEXT = """\
+Losses, training steps, growth over experiences, the read-out, fetching, augmentation and retrieval, each beside a bare
+loop of the same mathematics or a library that does the same: processor time on one thread, in turns. Takes some ten
+minutes; leave the machine alone meanwhile. Competitors that are not installed are left out, and it says so."""
 REPORT_TEXT = """\
 Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
 comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
@@ -140,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_plot(commands)
     _add_report(commands)
+    _add_speed(commands)
     return parser
 
 
@@ -321,6 +327,15 @@ def _add_report(commands: Any) -> None:
     _add_results(command)
     command.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     command.add_argument("--write", type=Path, metavar="RESULTS.md", help="write this page too")
+
+
+def _add_speed(commands: Any) -> None:
+    command = _add_command(commands, "speed", "time our work beside that of others, in one process", SPEED_TEXT)
+    command.add_argument("groups", nargs="*", metavar="GROUP", help="such as losses, steps, faiss (default: all)")
+    command.add_argument("--rounds", type=_positive, metavar="N", help="of each comparison (default: by group)")
+    command.add_argument("--out", type=Path, default=Path("speed.json"), metavar="FILE", help="(default: %(default)s)")
+    command.add_argument("--page", type=Path, metavar="PAGE", help="write the table of FILE into this page instead")
+    command.add_argument("--again", action="store_true", help="with --page: measure, though FILE is there")
 
 
 def _add_results(command: Any) -> None:

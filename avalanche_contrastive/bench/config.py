@@ -76,8 +76,7 @@ class Config:
         weight_decay: of the optimiser.
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
-        augmentation: "": the stream's own; "simclr" or "pad_crop" (both need kornia, of the extra
-            "bench"), or "module:function".
+        augmentation: "": the stream's own; "simclr" or "pad_crop", or "module:function".
         metrics: "module:function" of each further figure, one number from the logits (N, K) and the classes (N,).
         options: what only this method has, complete with its defaults.
     """

@@ -190,12 +190,15 @@ class _Finder:
                 listed, mappings = listed or changed, mappings + mapping
         elif type(node) is not FlatData or any(type(child) is not MemoryImages for child in node._datasets):
             raise _UnknownError
-        which, local = _locate(_subset(node, at), node._cumulative_sizes)
-        found = np.empty((3, len(at)), dtype=np.int64)
-        for child in np.unique(which).tolist():
-            places = np.flatnonzero(which == child)
-            found[:, places] = self.find(node._datasets[child], local[places], listed=listed)
-        leaf, row, target = found
+        if len(node._datasets) == 1:
+            leaf, row, target = self.find(node._datasets[0], _subset(node, at), listed=listed)
+        else:
+            which, local = _locate(_subset(node, at), node._cumulative_sizes)
+            found = np.empty((3, len(at)), dtype=np.int64)
+            for child in np.unique(which).tolist():
+                places = np.flatnonzero(which == child)
+                found[:, places] = self.find(node._datasets[child], local[places], listed=listed)
+            leaf, row, target = found
         for mapped in mappings:
             if len(target) and not 0 <= target.min() <= target.max() < len(mapped):
                 raise _UnknownError

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.training.storage_policy import (
+    BalancedExemplarsBuffer,
     ClassBalancedBuffer,
     ExemplarsBuffer,
     ExperienceBalancedBuffer,
@@ -16,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from avalanche_contrastive._checks import came, check_count
 from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
+from avalanche_contrastive.data.compact import compacted
+from avalanche_contrastive.data.memory import collate
 from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.tasks import is_piece
 
@@ -57,10 +61,12 @@ class ReplayMethodPlugin(MethodPlugin):
     def memory(self) -> Any:
         """The exemplars of the earlier experiences, an Avalanche dataset.
 
-        Read once per experience: most of Avalanche's buffers put it together anew each time they are asked.
+        Read once after each experience: most of Avalanche's buffers put it together anew each time they are asked.
         """
         if self._memory is None:
-            self._memory = self.storage_policy.buffer
+            policy: Any = self.storage_policy
+            in_groups = type(policy).buffer is BalancedExemplarsBuffer.buffer
+            self._memory = compacted(policy.buffer_datasets) if in_groups else policy.buffer
         return self._memory
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -104,6 +110,7 @@ class ReplayMethodPlugin(MethodPlugin):
             return  # Avalanche's herding fails on nothing to choose from
         try:
             self.storage_policy.post_adapt(strategy, strategy.experience)
+            self._compact()
         except (RuntimeError, ValueError) as error:
             groups = getattr(self.storage_policy, "buffer_groups", {}).values()
             if all(len(group.buffer) > 0 for group in groups):
@@ -113,6 +120,14 @@ class ReplayMethodPlugin(MethodPlugin):
                 f"for {len(groups)} groups or more (classes or experiences, by its groupby=). Avalanche's selection by "
                 "features, as in herding, needs one of each at least. Take a larger mem_size, or another policy."
             ) from error
+
+    def _compact(self) -> None:
+        """Let the buffers hold no more datasets than exemplars, whatever the number of experiences."""
+        policy: Any = self.storage_policy
+        for group in getattr(policy, "buffer_groups", {}).values() or [policy]:
+            data = group.buffer
+            if isinstance(data, AvalancheDataset) and len(data._datasets) > len(data):
+                group.buffer = compacted([data])
 
 
 def _by_update(storage_policy: ExemplarsBuffer) -> bool:
@@ -254,7 +269,7 @@ class _Collation:
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         current, replayed = samples
-        if self.collate is default_collate and len(current) and len(replayed):
+        if self.collate in (default_collate, collate) and len(current) and len(replayed):
             return _joined(self.collate(current), self.collate(replayed))
         if not len(replayed):
             return self.collate(current)

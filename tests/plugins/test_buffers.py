@@ -215,7 +215,7 @@ def test_avalanches_own_replay_fails_on_them():
 @pytest.mark.parametrize("size", [0, 20])
 def test_the_buffer_is_read_once_per_experience(method, epochs, size, monkeypatch):
     reads = []
-    shipped = BalancedExemplarsBuffer.buffer
+    shipped = BalancedExemplarsBuffer.buffer_datasets
 
     def counting(policy):
         reads.append(policy)
@@ -223,7 +223,7 @@ def test_the_buffer_is_read_once_per_experience(method, epochs, size, monkeypatc
 
     strategy, benchmark, rows, _ = wired(method, "ClassBalancedBuffer", size, epochs=epochs)
     strategy.plugins.remove(rows)  # reads it, too
-    monkeypatch.setattr(BalancedExemplarsBuffer, "buffer", property(counting))
+    monkeypatch.setattr(BalancedExemplarsBuffer, "buffer_datasets", property(counting))
     for experience in benchmark.train_stream[:3]:
         reads.clear()
         strategy.train(experience)

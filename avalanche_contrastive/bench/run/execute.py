@@ -236,11 +236,8 @@ def by_rotation(found: Mapping[str, list[list[float]] | None], counts: list[int]
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("avalanche-lib", "torchvision", "numpy", "scikit-learn", "kornia"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # kornia is an extra
-            continue
+    for name in ("avalanche-lib", "torchvision", "numpy", "scikit-learn"):
+        found[name] = importlib.metadata.version(name)
     return {**found, "avalanche-contrastive": __version__}
 
 

@@ -1,23 +1,13 @@
-"""What the package's speed is measured against: bare formulations in torch, and libraries that do the same.
+"""The losses beside bare formulations of the same mathematics in torch, and Avalanche's supervised contrast."""
 
-Each comparison is two functions of no argument that do the same work. `ratios` runs them in turn, in one process on one
-thread, and divides what they take of the processor: other processes disturb both alike.
-"""
-
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import nc_benchmark
-from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
 from avalanche.training.losses import SCRLoss
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from avalanche_contrastive.data import MemoryImages, PadCropAugmentation, SimCLRAugmentation, fetch_whole_batches
+from avalanche_contrastive.bench.speed.measure import Comparison, seconds_of
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     contrastive_distillation,
@@ -26,48 +16,6 @@ from avalanche_contrastive.losses import (
 )
 
 LOWEST = -1e9  # for similarities that take no part
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A piece of work of ours and of somebody else.
-
-    Args:
-        work: what is done, in words.
-        competitor: who else does it.
-        ours: does it once.
-        theirs: likewise, to the same result.
-        target: ratio of our time to theirs that is wanted.
-    """
-
-    work: str
-    competitor: str
-    ours: Callable[[], object]
-    theirs: Callable[[], object]
-    target: float
-
-
-def ratios(comparison: Comparison, rounds: int = 15, repeats: int = 1) -> list[float]:
-    """Our processor time divided by theirs, of each round; the first of the two alternates."""
-    comparison.ours(), comparison.theirs()
-    found = []
-    for number in range(rounds):
-        pair = [comparison.ours, comparison.theirs][:: 1 if number % 2 else -1]
-        seconds = {run: _seconds(run, repeats) for run in pair}
-        found.append(seconds[comparison.ours] / seconds[comparison.theirs])
-    return found
-
-
-def summary(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    start = time.process_time()
-    for _ in range(repeats):
-        run()
-    return time.process_time() - start
 
 
 # ---- Co2L: supervised contrast and relation distillation together
@@ -154,7 +102,7 @@ def ours_co2l(z: Tensor, z_teacher: Tensor, y: Tensor, anchor: Tensor | None) ->
     return asymmetric_supcon(z, y, anchor, reduction="all") + relation_distillation(z, z_teacher)
 
 
-def loss_comparisons() -> list[Comparison]:
+def comparisons() -> list[Comparison]:
     """The losses with their gradients, at the sizes of the papers."""
     draws = torch.Generator().manual_seed(0)
 
@@ -169,39 +117,44 @@ def loss_comparisons() -> list[Comparison]:
     logits, teacher_logits = 3 * normal(128, 1000), 3 * normal(128, 1000)
     features, teacher_features = normal(64, 512), normal(64, 512)
     size = "512 x 2 x 128"
+    half_work = f"Co2L, {size}, half of them anchors"
     return [
-        Comparison(
-            f"Co2L, {size}, {what}",
-            competitor,
-            step(ours_co2l, z, z_teacher, y, ours),
-            step(theirs, z, z_teacher, y, given),
-            target,
-        )
-        for what, ours, given in (("half of them anchors", half, half), ("all anchors", None, every))
-        for competitor, theirs, target in (("lean autograd", lean_co2l, 1.1),)
-    ] + [
-        Comparison(
-            f"Co2L, {size}, half of them anchors",
+        _pair(
+            half_work,
+            "lean autograd",
+            step(ours_co2l, z, z_teacher, y, half),
+            step(lean_co2l, z, z_teacher, y, half),
+            1.1,
+        ),
+        _pair(
+            f"Co2L, {size}, all anchors",
+            "lean autograd",
+            step(ours_co2l, z, z_teacher, y, None),
+            step(lean_co2l, z, z_teacher, y, every),
+            1.1,
+        ),
+        _pair(
+            half_work,
             "gradient by hand",
             step(ours_co2l, z, z_teacher, y, half),
             lambda: written_out_co2l(z, z_teacher, y, half)[1],
             1.3,
         ),
-        Comparison(
+        _pair(
             "SupCon, 64 x 2 x 128",
             "Avalanche's SCRLoss",
             step(asymmetric_supcon, small, y[:64], temperature=0.07),
             step(SCRLoss(temperature=0.07), small, y[:64]),
             1.0,
         ),
-        Comparison(
+        _pair(
             "SS-IL's distillation, 128 x 1000, 10 tasks",
             "a view by task",
             step(taskwise_distillation, logits, teacher_logits, torch.arange(1000) // 100),
             step(view_taskwise, logits, teacher_logits, 10),
             1.2,
         ),
-        Comparison(
+        _pair(
             "CSD's contrast, 64 x 512",
             "lean autograd",
             step(contrastive_distillation, features, teacher_features, y[:64]),
@@ -211,70 +164,9 @@ def loss_comparisons() -> list[Comparison]:
     ]
 
 
-def augmentation_comparisons() -> list[Comparison]:
-    """Augmentations of a batch beside kornia's, which must be installed. Equal in distribution only."""
-    import kornia.augmentation as kornia
-
-    found = []
-    for count, side in ((512, 32), (128, 64)):
-        x = torch.rand(count, 3, side, side)
-        simclr = [
-            kornia.RandomResizedCrop((side, side), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), cropping_mode="resample"),
-            kornia.RandomHorizontalFlip(p=0.5),
-            kornia.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-            kornia.RandomGrayscale(p=0.2),
-        ]
-        if side > 32:
-            taps = side // 20 * 2 + 1
-            simclr.append(kornia.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=0.5))
-        pad_crop = [kornia.RandomCrop((side, side), padding=4, cropping_mode="resample"), simclr[1]]
-        size = f"{count} x 3 x {side} x {side}"
-        for name, ours, theirs, target in (
-            ("SimCLR's views", SimCLRAugmentation(), simclr, 1 / 3),
-            ("padded crop", PadCropAugmentation(), pad_crop, 1.0),
-        ):
-            layers = torch.nn.Sequential(*theirs)
-            found.append(
-                Comparison(
-                    f"{name}, {size}", "kornia", lambda o=ours, x=x: o(x), lambda t=layers, x=x: t(x), round(target, 2)
-                )
-            )
-    return found
-
-
-class _SampleBySample(TensorDataset):
-    """Images that Avalanche fetches one by one."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__(x)
-        self.targets = y.tolist()
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.tensors[0][index], self.targets[index]
-
-
-def fetch_comparisons(count: int = 10_000) -> list[Comparison]:
-    """An epoch of Avalanche's loader over images in memory beside the same over images of a plain data set."""
-    draws = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (count, 1, 28, 28), generator=draws, dtype=torch.uint8)
-    y = torch.arange(count) % 10
-    fetch_whole_batches()
-
-    def epoch(images: object) -> Callable[[], None]:
-        data = nc_benchmark(images, images, 2, task_labels=False, seed=0).train_stream[0].dataset
-
-        def run() -> None:
-            for _ in TaskBalancedDataLoader(data, batch_size=128, shuffle=True):
-                pass
-
-        return run
-
-    return [
-        Comparison(
-            f"an epoch's batches of 128, {count // 2:,} of 1 x 28 x 28",
-            "Avalanche",
-            epoch(MemoryImages(x, y)),
-            epoch(_SampleBySample(x.float().div(255), y)),
-            0.2,
-        )
-    ]
+def _pair(
+    work: str, competitor: str, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], target: float
+) -> Comparison:
+    repeats = 1 if "512 x 2" in work else 10
+    timed = seconds_of(ours, repeats), seconds_of(theirs, repeats)
+    return Comparison(work, competitor, *timed, target, same=(ours, theirs))

