@@ -50,6 +50,10 @@ class _Pass:
     tasks: Any = None  # the task labels that a multi-task model was called with
     result: Any = None
 
+    def widths(self) -> dict[str, int]:
+        """The number of outputs of each classifier layer that ran."""
+        return {call.layer: call.output.shape[-1] for call in self.calls}
+
 
 class _Record:
     """What the hooks note, pass by pass.
@@ -190,7 +194,7 @@ class FeatureCapture:
 
 
 def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any, Tensor]:
-    """What a model gives in the strategy's own forward pass, and the labels (B,) of the batch.
+    """What a model gives in the strategy's own forward pass of evaluation, and the labels (B,) of the batch.
 
     The strategy's ``_unpack_minibatch`` and ``forward`` are called, which users override for inputs and outputs of
     their own; it is lent the model and the batch for that time.
@@ -200,8 +204,8 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
         model: the strategy's, or another to be asked in the same way.
         batch: as a loader gives it; None: the strategy's current one.
     """
-    kept = strategy.model, strategy.mbatch
-    strategy.model = model
+    kept = strategy.model, strategy.mbatch, strategy.is_training
+    strategy.model, strategy.is_training = model, False
     try:
         if batch is not None:
             strategy.mbatch = batch
@@ -214,7 +218,7 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
             output = strategy.forward()
         return output, strategy.mb_y
     finally:
-        strategy.model, strategy.mbatch = kept
+        strategy.model, strategy.mbatch, strategy.is_training = kept
 
 
 def strategy_features(
@@ -291,12 +295,12 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
             f"feature. {_NAME_IT}"
         )
     if noted.calls and not calls:
-        last, width = noted.calls[-1].layer, noted.calls[-1].output.shape[-1]
-        widths = [part.shape[-1] for part in tensors_in(noted.result) if part.ndim > 0]
-        given = ", ".join(map(str, widths)) + (" others" if width in widths else "")
+        ran = ", ".join(f"{layer!r} ({width} outputs)" for layer, width in noted.widths().items())
+        widths = ", ".join(str(part.shape[-1]) for part in tensors_in(noted.result) if part.ndim > 0)
         raise ValueError(
-            f"the last classifier layer that ran, {last!r}, gives {width} outputs, but the model gives {given}: its "
-            f"own last layer is neither nn.Linear nor a head of Avalanche's, or it mixes several. {_NAME_IT}"
+            f"none of the classifier layers that ran, {ran}, has made the {widths} outputs of the model: its own last "
+            "layer is neither nn.Linear nor a head of Avalanche's, or it changes what that gives, or mixes several. "
+            + _NAME_IT
         )
     return calls
 

@@ -97,7 +97,7 @@ class ContrastiveModel(nn.Module):
             given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 f"ContrastiveModel: the encoder must map {rows} inputs to ({rows}, {self.feature_size}), got "
-                f"{given}. Is feature_size right, and does the encoder end in a flat layer?"
+                f"{given}. Is feature_size right, does the encoder end in a flat layer, and give the features alone?"
             )
         # An encoder may compute in half precision by itself.
         features = features.to(next(self.projector.parameters()).dtype)

@@ -186,7 +186,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self._step.begin()
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Stand in again after an evaluation in between, or in a loop that skips the hook before."""
+        """Stand in, in a loop that skips the hook before."""
         if self._step is None:
             self.before_training_iteration(strategy)
 
@@ -219,14 +219,15 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             f"{type(self).__name__}: {type(strategy).__name__} trains without calling strategy.criterion() between "
             "the forward and the backward pass, or with a criterion() of its own that leaves strategy._criterion out, "
             "so this method's objective would be ignored. Use Naive or another strategy that trains with its "
-            "criterion. (Or does another plugin evaluate between the two?)"
+            "criterion."
         )
 
     # ---- in evaluation, and after an experience
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
-        self._end_step()
+        """Evaluation is done under the user's forward pass and criterion, also in the middle of a training step."""
+        if self._step is not None:
+            self._step.pause()
         torch.clear_autocast_cache()
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -235,12 +236,14 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """In a model with a head per task: no logit for what a head does not have."""
-        if self.multi_head and self.ledger:
+        if self.multi_head and (self.ledger or self._current):
             self._mask_other_heads(strategy)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Widths in evaluation are others than in training."""
+        """Go on with a training step. Widths in evaluation are others than in training."""
         self._tables = {}
+        if self._step is not None:
+            self._step.resume()
 
     def _mask_other_heads(self, strategy: Any) -> None:
         """Avalanche pads the logits of a narrow head with zeros, which may be more than what its own classes get."""

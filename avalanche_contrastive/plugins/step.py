@@ -31,28 +31,49 @@ class Step:
         self._own_criterion: Any = None
         self._stand_in = _CriterionInStep(self)
         self.output: Any = None  # of the last forward pass
+        self._paused = False  # in the middle of a batch
         self._passes = 0
 
     def begin(self) -> None:
         """Stand in, for a new batch."""
         self.end()
-        strategy, self._passes = self.strategy, 0
+        self._passes = 0
+        self._take_place()
+
+    def _take_place(self) -> None:
+        strategy = self.strategy
         self.criterion, self.own_forward = strategy._criterion, strategy.forward
         self._own_criterion = strategy.criterion
         strategy._criterion, strategy.forward = self._stand_in, self.forward
         if type(strategy).criterion is not SupervisedProblem.criterion:
             strategy.criterion = self.users_criterion
 
-    def end(self) -> None:
-        """Give everything back; harmless where nothing was taken."""
+    def _give_back(self) -> bool:
+        """Whether there was anything to give."""
         strategy = self.strategy
         if strategy._criterion is not self._stand_in:
-            return
-        strategy._criterion, self.output = self.criterion, None
+            return False
+        strategy._criterion = self.criterion
         for name, own in (("forward", self.own_forward), ("criterion", self._own_criterion)):
             vars(strategy).pop(name, None)
             if getattr(strategy, name) != own:  # not a method of its class, but put there by the user
                 setattr(strategy, name, own)
+        return True
+
+    def end(self) -> None:
+        """Give everything back; harmless where nothing was taken."""
+        self._give_back()
+        self._paused, self.output = False, None
+
+    def pause(self) -> None:
+        """Give everything back while an evaluation lasts, which may come in the middle of a batch."""
+        self._paused = self._give_back()
+
+    def resume(self) -> None:
+        """Go on with the batch, if there was one."""
+        if self._paused:
+            self._paused = False
+            self._take_place()
 
     def refuse(self) -> None:
         """End after an error: the batch has moved nothing."""

@@ -19,7 +19,7 @@ from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
-from avalanche_contrastive.bench.run.measure import NO_MEMORY, device_of, is_out_of_memory
+from avalanche_contrastive.bench.run.measure import device_of, is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
@@ -54,7 +54,7 @@ def check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str
             build(row.config, streams[kind], place)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise ValueError(f"{row.name}: {NO_MEMORY}") from error
+                raise ValueError(no_memory(row.name, row.config.batch_size)) from error
             raise
     for note in dict.fromkeys(stream.note for stream in streams.values() if stream.note):
         print(f"note: {note}", file=sys.stderr)
