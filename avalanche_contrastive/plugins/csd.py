@@ -35,13 +35,14 @@ class CSDPlugin(MethodPlugin):
 
     Args:
         temperature: of the contrastive distillation (the authors' 0.07; the paper writes none, i.e. 1).
-        weight: of the contrastive distillation (lambda_CSD).
+        weight: of the contrastive distillation (the paper's lambda_CSD).
         form: "authors" (student anchors against students and teachers) or "paper" (Eq. 8).
-        normalize: divide features by their length in the contrastive distillation.
-        kd_weight: of the distillation of old logits (lambda_KD). No T^2, as the authors'; multiply by T^2 to have it.
+        normalize: divide features by their length in the contrastive distillation, as the authors do.
+        kd_weight: of the distillation of old logits (the paper's lambda_KD). No T^2, as the authors'; multiply by T^2
+            to have it.
         kd_temperature: of that distillation (the authors' 2).
-        triplet_weight: of the triplet loss.
-        margin: of the triplet loss, in cosine similarity.
+        triplet_weight: of the triplet loss (the authors' 1).
+        margin: of the triplet loss, in cosine similarity (the authors' 1).
         ce: "weighted" is the authors' (the softmax runs over all classes, samples of old classes do not count),
             "masked" lets it run over the new classes only, "all" counts every sample (for replay beside CSD).
         ce_weight: of the cross-entropy; without it the classifier learns nothing of new classes, the features may.

@@ -165,16 +165,16 @@ def in_two_parts(name, path, **changes):
     config = updated(row.config, {"epochs": 2, "train_images": 200, "test_images": 100, **changes}, where=name)
     told = []
 
-    def stop(share, words):
+    def stop(share, words, milestone=""):
         told.append(words)
         if words.startswith("experience 3/"):
             raise StopError
 
-    undisturbed = runs.execute(config, 0, report=lambda share, words: None)
+    undisturbed = runs.execute(config, 0, report=lambda *words: None)
     with pytest.raises(StopError):
         runs.execute(config, 0, report=stop, checkpoint=path)
     saved = path.exists()
-    resumed = runs.execute(config, 0, report=lambda share, words: told.append(words), checkpoint=path)
+    resumed = runs.execute(config, 0, report=lambda share, words, milestone="": told.append(words), checkpoint=path)
     drop = COSTS | {"peak_memory_of"}
     one, other = ({key: value for key, value in r.items() if key not in drop} for r in (undisturbed, resumed))
     return one, other, told, saved

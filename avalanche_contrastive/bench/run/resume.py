@@ -39,9 +39,7 @@ class Keeper:
         began: when the run did, by ``time.perf_counter``.
     """
 
-    def __init__(
-        self, path: Path | None, run: Mapping[str, Any], say: Callable[[int, str], None], *, began: float
-    ) -> None:
+    def __init__(self, path: Path | None, run: Mapping[str, Any], say: Callable[..., None], *, began: float) -> None:
         self.path, self.say, self.began = path, say, began
         self.run = json.dumps({**run, "code": code_digest()}, sort_keys=True, default=str)
 
