@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
-from avalanche_contrastive.checkpoint.decoding import KEPT, Decoder, differs
-from avalanche_contrastive.checkpoint.kinds import MISSING, MismatchError, family, set_attribute, state_of
+from avalanche_contrastive.checkpoint.decoding import Decoder
+from avalanche_contrastive.checkpoint.kinds import MismatchError, Node, family, set_attribute
+from avalanche_contrastive.checkpoint.places import differs
 
 __all__ = ["OptimizerState"]
 
@@ -19,25 +19,22 @@ class OptimizerState:
     """What a file has of one optimiser: a copy of it loads it, and `apply` takes it from the copy.
 
     Args:
-        decoder: of the file.
-        number: of the optimiser's record.
+        decoder: that has read all else.
+        node: from the file.
 
     Raises:
         MismatchError: it is of another optimiser.
     """
 
-    def __init__(self, decoder: Decoder, number: int) -> None:
-        self.optimizer: Optimizer = decoder.things[number]
-        self.path = decoder.places[number].path
-        _, _, others, defaults, groups, states = decoder.table[number]
-        ours, self.defaults = state_of(self.optimizer) or {}, decoder.data(defaults)
-        self.others = {n: decoder.place(v, ours.get(n, MISSING), f"{self.path}.{n}") for n, v in others.items()}
-        for name, value in {} if decoder.places[number].is_made else self.defaults.items():
+    def __init__(self, decoder: Decoder, node: Node) -> None:
+        number, others, *parts = node
+        at = decoder.optimizers.pop(number)
+        self.optimizer, self.path, self.values = at.there, at.path, decoder.values
+        self.defaults, groups, states = (decoder.place(part, at.new()) for part in parts)
+        self.others = decoder.attributes(others, self.optimizer, at)
+        for name, value in {} if at.is_made else self.defaults.items():
             decoder.compare(f"{self.path}.{name}", value, self.optimizer.defaults[name])
-        decoder.check_options()
-        parameters = {number: record[1] for number, record in enumerate(decoder.table) if record[0] == "parameter"}
-        self.shapes = {decoder.things[number]: tuple(value.shape) for number, value in parameters.items()}
-        self.loaded = self._load(decoder.data(groups), dict(decoder.data(states)))
+        self.loaded = self._load(groups, dict(states))
 
     def _load(self, groups: list[dict[str, Any]], states: dict[Any, Any]) -> Any:
         """A copy of the optimiser with the groups and states of the file."""
@@ -46,7 +43,11 @@ class OptimizerState:
         if not all(isinstance(parameter, nn.Parameter) for parameter in parameters) or len(numbers) < len(parameters):
             raise MismatchError(f"strategy.{self.path} trains what is no parameter, or one twice, in the file")
         loaded, ours = copy.copy(self.optimizer), self.optimizer.param_groups
-        loaded.param_groups = [{**ours[min(n, len(ours) - 1)], "params": g["params"]} for n, g in enumerate(groups)]
+        copies = [nn.Parameter(self.values[p], requires_grad=p.requires_grad) for p in parameters]  # as they will be
+        loaded.param_groups = [
+            {**ours[min(n, len(ours) - 1)], "params": [copies[numbers[p]] for p in group["params"]]}
+            for n, group in enumerate(groups)
+        ]
         self._check(groups, loaded.param_groups, states)
         loaded.load_state_dict(
             {
@@ -54,6 +55,10 @@ class OptimizerState:
                 "param_groups": [{**group, "params": [numbers[p] for p in group["params"]]} for group in groups],
             }
         )
+        for group, own in zip(loaded.param_groups, groups, strict=True):
+            group["params"] = list(own["params"])
+        originals = dict(zip(copies, parameters, strict=True))
+        loaded.state = {originals[parameter]: state for parameter, state in loaded.state.items()}
         return loaded
 
     def _check(self, groups: list[dict[str, Any]], ours: list[dict[str, Any]], states: dict[Any, Any]) -> None:
@@ -67,7 +72,7 @@ class OptimizerState:
         cls = type(self.optimizer)
         for parameter, state in states.items() if cls.__name__ in PLAIN and cls.__module__.startswith("torch.") else ():
             for name, value in state.items():
-                if tuple(getattr(value, "shape", ())) not in ((), self.shapes[parameter]):
+                if tuple(getattr(value, "shape", ())) not in ((), tuple(self.values[parameter].shape)):
                     raise MismatchError(
                         f"strategy.{self.path}: {name:.40} has not the shape of its parameter in the file"
                     )
@@ -79,5 +84,4 @@ class OptimizerState:
         self.optimizer.state.update(self.loaded.state)
         self.optimizer.defaults.update(self.defaults)
         for name, value in self.others.items():
-            if value is not KEPT:
-                set_attribute(self.optimizer, name, value)
+            set_attribute(self.optimizer, name, value)

@@ -13,6 +13,7 @@ import torch
 from avalanche.training import Naive
 from avalanche.training.plugins import EWCPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
+from helpers.hostile import nodes_of
 from helpers.resuming import METHODS, build, classifier, common, differing, ending, go_on, sgd
 from helpers.streams import Images, make_benchmark, make_encoder
 from torch import nn
@@ -132,19 +133,15 @@ def test_a_newer_format(saved, tmp_path):
 def test_forged_content(saved, tmp_path, change):
     """Names of classes outside the known packages, and what no ``save`` writes."""
     content = torch.load(saved / "CSD.pt", weights_only=True)
-    table = content["state"]
-    (attributes,) = [record[2] for record in table if record[1] == "avalanche_contrastive.plugins.csd:CSDPlugin"]
-    number = len(table)
-    attributes["terms"] = (number,)
-    if change == "no such kind":
-        table.append(["call", "os:system", "true"])
-    elif change == "no such class":
-        table.append(["object", "subprocess:Popen", {"args": "true"}])
-    elif change == "a function of os":
-        table.append(["generator", "os:walk", {"top": "/"}])
-    elif change == "a loop":
-        table.append(["list", [(number,)]])  # that holds itself
-    torch.save(content, tmp_path / "forged.pt")  # otherwise a part is missing
+    (plugin,) = (n for n in nodes_of(content["state"], "object") if n[2].endswith(":CSDPlugin"))
+    plugin[3]["terms"] = {
+        "no such kind": ["call", 10**6, "os:system", "true"],
+        "no such class": ["object", 10**6, "subprocess:Popen", {"args": "true"}],
+        "a function of os": ["iterator", 10**6, "os:walk", [["list", 10**6 + 1, ["/"]]], 1],
+        "a part is missing": ["same", 10**6],
+        "a loop": ["list", 10**6, [["same", 10**6]]],  # that holds itself
+    }[change]
+    torch.save(content, tmp_path / "forged.pt")
     refused(build("CSD"), tmp_path / "forged.pt", CheckpointError, ".")
 
 
