@@ -22,7 +22,7 @@ from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoad
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from avalanche.training.plugins import mir
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 __all__ = [
     *("StoredSource", "attribute_parts", "fingerprint", "is_source", "iterator_parts", "located", "made_attribute"),
@@ -260,38 +260,24 @@ def made_attribute(name: str, length: int, values: Any, in_sample: bool, discard
     return DataAttribute(data, name, use_in_getitem=in_sample)
 
 
-# Iterators over data sets with batches of a size, as A-GEM and MIR have them between two experiences.
-ITERATORS: dict[str, Callable[[list[Any], int], Any]] = {
-    "cycle": lambda datasets, size: mir.cycle(DataLoader(datasets[0], batch_size=size, shuffle=True)),
-    "balanced": lambda datasets, size: iter(GroupBalancedInfiniteDataLoader(datasets, size, num_workers=0)),
-}
-
-
 def made_iterator(name: str, datasets: list[Any], size: int) -> Any:
-    """One of the `ITERATORS`."""
+    """An iterator over data sets with batches of a size, as MIR ("cycle") and A-GEM ("balanced") have it."""
     if type(size) is not int or not all(isinstance(data, AvalancheDataset) for data in datasets):
         raise ValueError("an iterator over something that is no data set")
-    return ITERATORS[name](datasets, size)
+    if name == "cycle":
+        (data,) = datasets
+        return mir.cycle(DataLoader(data, batch_size=size, shuffle=True))
+    return iter({"balanced": GroupBalancedInfiniteDataLoader}[name](datasets, size, num_workers=0))
 
 
 def iterator_parts(iterator: Any) -> tuple[str, list[Any], int] | None:
-    """Which of the `ITERATORS` one is, its data sets and the size of a batch; None if it is another, or drawn from."""
+    """What `made_iterator` takes to make another; None if it cannot, or if this one has been drawn from."""
     if not inspect.isgenerator(iterator) or inspect.getgeneratorstate(iterator) != inspect.GEN_CREATED:
         return None
     loader: Any = next(iter(inspect.getgeneratorlocals(iterator).values()), None)
-    datasets = getattr(loader, "datasets", [getattr(loader, "dataset", None)])
-    if not all(isinstance(data, AvalancheDataset) for data in datasets):
-        return None
-    size = getattr(loader, "batch_size", None) or loader.batch_sizes[0]
-    alike = (name for name, make in ITERATORS.items() if _options(make(datasets, size)) == _options(iterator))
-    name = next(alike, None)
-    return None if name is None else (name, datasets, size)
-
-
-def _options(iterator: Any) -> list[Any]:
-    """The code of a generator, and the numbers and flags of the loader that it is over."""
-    (loader,) = inspect.getgeneratorlocals(iterator).values()
-    options = {**vars(loader), **getattr(loader, "loader_kwargs", {})}
-    plain = {name: value for name, value in options.items() if isinstance(value, int) or name == "batch_sizes"}
-    plain = {name: value for name, value in plain.items() if value}
-    return [iterator.gi_code, plain, type(getattr(loader, "sampler", None))]
+    if type(loader) is GroupBalancedInfiniteDataLoader:
+        return "balanced", list(loader.datasets), loader.batch_sizes[0]
+    is_usual = type(loader) is DataLoader and type(loader.sampler) is RandomSampler and not loader.drop_last
+    if iterator.gi_code is mir.cycle.__code__ and is_usual and isinstance(loader.dataset, AvalancheDataset):
+        return "cycle", [loader.dataset], loader.batch_size
+    return None

@@ -1,4 +1,4 @@
-"""States of random generators, tried on others before they are set."""
+"""States of random generators, tried before they are set."""
 
 import copy
 import random
@@ -9,21 +9,11 @@ import torch
 from avalanche.training.determinism.rng_manager import RNGManager
 
 __all__ = [
-    "GENERATORS",
-    "checked",
-    "checked_random_state",
-    "generator_of",
-    "package_of",
-    "set_random_state",
-    "set_state",
-    "state_of_generator",
+    *("GENERATORS", "checked", "checked_random_state", "generator_of", "package_of", "set_state", "state_of_generator"),
 ]
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator)
-BITS = {
-    kind.__name__: kind
-    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
-}
+BITS = {kind.__name__: kind for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox)}
 
 
 def package_of(generator: Any) -> str | None:
@@ -51,11 +41,8 @@ def set_state(generator: Any, state: Any) -> None:
     Raises:
         Exception: it is none.
     """
-    if isinstance(generator, (np.random.Generator, np.random.RandomState)):
-        content: dict[str, Any] = state if isinstance(state, dict) else {"state": {"pos": state[2]}}
-        if not 0 <= content["state"].get("pos", 0) <= 624 or not 0 <= content.get("buffer_pos", 0) <= 4:
-            raise ValueError("numpy would read beyond its numbers")  # it does not look
     if isinstance(generator, np.random.Generator):
+        _check_positions(state["state"].get("pos", 0), state.get("buffer_pos", 0))
         generator.bit_generator.state = state
     else:
         (generator.setstate if isinstance(generator, random.Random) else generator.set_state)(state)
@@ -72,33 +59,26 @@ def checked(generator: Any, state: Any) -> Any:
 
 
 def checked_random_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A state of all generators that Avalanche looks after, tried on others.
+    """A state of all generators that Avalanche looks after, which has been tried; they are as they were.
 
     Raises:
         Exception: it is none.
     """
     if {*state} != {*RNGManager.random_generators}:
         raise ValueError(f"the random generators are {[*state]} there, {[*RNGManager.random_generators]} here")
-    states = {name: kept["current_state"] for name, kept in state.items()}
-    others = {"torch": torch.Generator(), "numpy": np.random.RandomState(), "random": random.Random()}
-    for name, generator in others.items():
-        set_state(generator, states[name])
-    gpus = states["torch.cuda"]
+    gpus = state["torch.cuda"]["current_state"]
     gpus = gpus[: torch.cuda.device_count()] if gpus else []  # the other machine may have had more
-    for number, gpu in enumerate(gpus):
-        set_state(torch.Generator(f"cuda:{number}"), gpu)
-    return {name: {"current_state": gpus if name == "torch.cuda" else kept} for name, kept in states.items()}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Set all generators that Avalanche looks after, or none: some may be the user's.
-
-    Raises:
-        Exception: what one of them says of its state.
-    """
+    state = {**state, "torch.cuda": {"current_state": gpus}}
+    _check_positions(state["numpy"]["current_state"][2])
     before = RNGManager.__getstate__()
     try:
         RNGManager.__setstate__(state)
-    except Exception:
+    finally:
         RNGManager.__setstate__(before)
-        raise
+    return state
+
+
+def _check_positions(position: int, in_buffer: int = 0) -> None:
+    """Refuse places from which numpy would read beyond its numbers: it does not look."""
+    if not 0 <= position <= 624 or not 0 <= in_buffer <= 4:
+        raise ValueError("a random state that is at none of its numbers")

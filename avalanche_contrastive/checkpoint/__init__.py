@@ -20,7 +20,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor
 
 from avalanche_contrastive._archive import CheckpointError, read_plain, write_plain
-from avalanche_contrastive._random import checked_random_state, set_random_state
+from avalanche_contrastive._random import checked_random_state
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.checkpoint.decoding import Decoder
@@ -108,9 +108,6 @@ def extra_of(path: str | os.PathLike[str]) -> Any:
     return _checked(lambda: _data(_read(Path(path))["extra"])[0], path)
 
 
-# ---- writing
-
-
 def _content(strategy: Any, target: Path, stream: Any, extra: Any) -> dict[str, Any]:
     """What is to be written, with the random state of this process."""
     if target.is_dir():
@@ -125,7 +122,9 @@ def _content(strategy: Any, target: Path, stream: Any, extra: Any) -> dict[str, 
     except RecursionError:
         raise CheckpointError("cannot save: objects of the strategy are too deep within each other.") from None
     if stream is not None:
-        _check_samples(encoder, stream)
+        sources = Sources()
+        sources.wanted = encoder.sources
+        sources.look_at([stream])
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -141,16 +140,12 @@ def _content(strategy: Any, target: Path, stream: Any, extra: Any) -> dict[str, 
     }
 
 
-# ---- reading
-
-
 def _prepared(strategy: Any, path: Any, stream: Any) -> tuple[int, Callable[[], None]]:
     """Experiences done, and what restores the strategy, once nothing can fail any more."""
     _check_between(strategy, "restore")
-    clock = strategy.clock
-    if clock.train_exp_counter or clock.train_iterations:
+    if strategy.clock.train_exp_counter or strategy.clock.train_iterations:
         raise CheckpointError(
-            f"restore needs a strategy that has not been trained, this one has seen {clock.train_exp_counter} "
+            f"restore needs a strategy that has not been trained, this one has seen {strategy.clock.train_exp_counter} "
             "experiences. Build a new one, with a new model, optimiser, plugins and evaluator."
         )
     content = _read(Path(path))
@@ -223,26 +218,23 @@ def _decoded(content: dict[str, Any], strategy: Any, stream: Any) -> Callable[[]
     states = [checked_random_state(_data(node)) for node in content["random"]]
 
     def apply() -> None:
-        set_random_state(states[rank()])
+        RNGManager.__setstate__(states[rank()])
         for optimizer in optimizers:
             optimizer.apply()
-        decoder.apply()
+        for do in decoder.to_do:
+            do()
         if sources.missing:
             strategy.plugins = [LookUp(sources), *strategy.plugins]
 
     return apply
 
 
-# ---- checks
-
-
 def _names(strategy: Any) -> dict[str, Any]:
-    metrics = getattr(getattr(strategy, "evaluator", None), "metrics", ())
     return {
         "strategy": name_of(type(strategy)),
         "model": name_of(type(unwrapped(strategy.model))),
         "plugins": [name_of(type(plugin)) for plugin in plugins_of(strategy)],
-        "metrics": [name_of(type(metric)) for metric in metrics],
+        "metrics": [name_of(type(metric)) for metric in getattr(getattr(strategy, "evaluator", None), "metrics", ())],
     }
 
 
@@ -258,18 +250,6 @@ def _check_names(content: dict[str, Any], strategy: Any) -> None:
             f"the checkpoint was saved on {content['device']:.20} and cannot go on on {device}: nothing tells which of "
             "its tensors belong there."
         )
-
-
-def _check_samples(encoder: Encoder, stream: Iterable[Any]) -> None:
-    """Refuse stored samples that are not of a stream."""
-    sources = Sources()
-    sources.wanted = encoder.sources
-    try:
-        sources.look_at([stream])
-    except MismatchError as error:
-        where = [encoder.paths[key] for key in sources.missing]
-        words = f"cannot save strategy.{where[0]}: its samples are not of the stream given" if where else "cannot save"
-        raise MismatchError(f"{words}: {error}") from None
 
 
 def _check_between(strategy: Any, name: str) -> None:

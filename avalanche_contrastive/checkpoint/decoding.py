@@ -21,7 +21,7 @@ from avalanche_contrastive._random import checked, generator_of, package_of, set
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.checkpoint import kinds, places
 from avalanche_contrastive.checkpoint.kinds import MISSING, MismatchError, Node, family, name_of, state_of
-from avalanche_contrastive.checkpoint.places import Place, differs, is_a, named
+from avalanche_contrastive.checkpoint.places import Place, differs, named
 from avalanche_contrastive.checkpoint.samples import GIVE_THE_STREAM, Sources
 from avalanche_contrastive.teacher import frozen_copy
 
@@ -33,24 +33,13 @@ COUNTED = 3_000_000  # nodes, those of shared containers wherever they are
 
 
 class Decoder:
-    """What a file says of a strategy; changes nothing before `apply`.
-
-    Attributes:
-        known: counterparts by number.
-        values: of the parameters.
-        optimizers: those that were met, by number.
-
-    Args:
-        device: of the strategy.
-        model: of the strategy.
-        sources: of the stored samples.
-    """
+    """What a file says of a strategy with that device and model; changes nothing before what is `to_do`."""
 
     def __init__(self, device: torch.device, model: Any, sources: Sources) -> None:
         self.device, self.model, self.sources = device, model, sources
-        self.known: dict[int, Any] = {}
-        self.values: dict[Any, Tensor] = {}
-        self.optimizers: dict[int, Place] = {}
+        self.known: dict[int, Any] = {}  # counterparts by number
+        self.values: dict[Any, Tensor] = {}  # of the parameters
+        self.optimizers: dict[int, Place] = {}  # those that were met, by number
         self._own: set[int] = set()  # ids of the counterparts that are the strategy's
         self._modules: dict[str, list[nn.Module]] = {}  # of those, by class
         self._layers: set[int] = set()  # ids of the parts of models
@@ -60,22 +49,13 @@ class Decoder:
         self._sizes: dict[int, int] = {}  # nodes within containers
         self._count = 0
         self._differences: list[str] = []  # of options, in words
-        self._to_do: list[Callable[[], Any]] = []
-
-    def apply(self) -> None:
-        """Do what was noted."""
-        for do in self._to_do:
-            do()
+        self.to_do: list[Callable[[], Any]] = []  # when nothing can fail any more
 
     def _note(self, do: Callable[..., Any], *arguments: Any) -> None:
-        self._to_do.append(partial(do, *arguments))
+        self.to_do.append(partial(do, *arguments))
 
     def place(self, node: Node, at: Place) -> Any:
-        """What is to stand at a place, KEPT for what stands there.
-
-        Raises:
-            MismatchError: it is of another kind than what stands there.
-        """
+        """What is to stand at a place, KEPT for what stands there; an error if it is of another kind."""
         self._count += 1
         if kinds.is_kept(at.there, self._layers):
             if places.is_nothing(node):
@@ -136,17 +116,10 @@ class Decoder:
             self._differences.append(f"strategy.{path} is {theirs!r:.80} in the file, {ours!r:.80} here")
 
     def check_options(self) -> None:
-        """Refuse other options, if any have been noted.
-
-        Raises:
-            MismatchError: with some of them.
-        """
+        """Refuse other options, if any have been noted."""
         if self._differences:
-            some, more = self._differences[:5], len(self._differences) - 5
-            raise MismatchError(
-                f"it was saved by a strategy with other options: {'; '.join(some)}{f'; and {more} more' * (more > 0)}. "
-                "Build the same strategy again."
-            )
+            some = "; ".join(self._differences[:5])
+            raise MismatchError(f"it was saved by a strategy with other options: {some}. Build the same one again.")
 
     # ---- numbers and containers
 
@@ -183,15 +156,12 @@ class Decoder:
             raise MismatchError(f"strategy.{at.path} contains itself, or shares parts without end")
         return self.known[number]
 
-    def _tuple(self, node: Node, at: Place) -> Any:
-        items = self.items(node[1], at)
-        return torch.Size(items) if isinstance(at.there, torch.Size) else tuple(items)
-
-    def _frozenset(self, node: Node, at: Place) -> Any:
-        _, number, content = node
-        items = self.items(content, at.new())
-        places.check_keys(items, at.path)
-        return self._counterpart(number, at, False, lambda: frozenset(items))[0]
+    def _frozen(self, node: Node, at: Place) -> Any:
+        kind, number, content = node
+        items = self.items(content, at)
+        places.check_keys(items if kind == "frozenset" else [], at.path)
+        new: Any = {"tuple": tuple, "Size": torch.Size, "frozenset": frozenset}[kind]
+        return self._counterpart(number, at, False, lambda: new(items))[0]
 
     def _list(self, node: Node, at: Place) -> Any:
         kind, number, content, *length = node
@@ -242,7 +212,7 @@ class Decoder:
 
     def _object(self, node: Node, at: Place) -> Any:
         _, number, name, nodes = node
-        thing, inner = self._counterpart(number, at, is_a(at.there, name), lambda: self._new(name, nodes, at))
+        thing, inner = self._counterpart(number, at, family(at.there) == name, lambda: self._new(name, nodes, at))
         if isinstance(thing, nn.Module):
             self._module(nodes, thing, inner, is_copy=thing is not at.there and name not in kinds.MADE)
         else:
@@ -263,8 +233,8 @@ class Decoder:
         self._fill(nodes, thing, at)
         for kind, cls in places.PARTS.items():
             for key, part in named(nodes, kind).items():
-                is_one = part is None or isinstance(self._part(part, getattr(thing, kind).get(key)), cls)
-                if type(key) is not str or not is_one:
+                own = part and (getattr(thing, kind).get(key) if part[0] == "configuration" else self.known[part[1]])
+                if type(key) is not str or not isinstance(own, (cls, type(None))):
                     raise MismatchError(
                         f"strategy.{at.attribute(str(key), None).path} is no {cls.__name__} in the file"
                     )
@@ -272,13 +242,10 @@ class Decoder:
         if any(id(part) not in self._taken and not kinds.is_kept(part, self._layers) for part in parts):
             raise MismatchError(f"strategy.{at.path}: the file has only a part of the model that stands there")
 
-    def _part(self, node: Node, there: Any) -> Any:
-        """What a node of a module's part stands for."""
-        return there if node[0] == "configuration" else self.known[node[1]]
-
     def _new(self, name: str, nodes: dict[str, Node], at: Place) -> Any:
         """An object of the closed list, or a copy of one of the strategy's modules."""
-        if at.there is not MISSING and not is_a(at.there, name) and (at.within != "growing" or name not in kinds.MADE):
+        is_other = at.there is not MISSING and family(at.there) != name
+        if is_other and (at.within != "growing" or name not in kinds.MADE):
             raise differs(at.path, name, at.there)
         if name in kinds.MADE:
             with torch.random.fork_rng(devices=[]):  # their constructors draw weights
@@ -300,14 +267,10 @@ class Decoder:
             elif not kinds.is_users_callable(thing):
                 raise MismatchError(f"strategy.{at.attribute(name, None).path} is not in the file")
         for name, new in self.attributes(nodes, thing, at).items():
-            self._note(kinds.set_attribute, thing, name, new)
+            self._note(object.__setattr__, thing, name, new)  # past any of its class
 
     def attributes(self, nodes: dict[str, Node], thing: Any, at: Place) -> dict[str, Any]:
-        """The attributes of an object that change.
-
-        Raises:
-            MismatchError: one that a checkpoint does not give such an object.
-        """
+        """The attributes of an object that change."""
         found, state, options = {}, state_of(thing) or {}, set() if at.is_made else kinds.options_of(thing)
         for name, node in nodes.items():
             place = at.attribute(name, state.get(name, MISSING))
@@ -316,6 +279,8 @@ class Decoder:
             if name in options and (node is None or place.there is None):
                 self.compare(place.path, node, place.there)
             new = self.place(node, place)
+            if place.there is MISSING and isinstance(thing, nn.Module) and family(new) not in kinds.FAMILIES:
+                raise MismatchError(f"strategy.{place.path} is no data in the file")
             if name in options and new is not KEPT and place.there is not None:
                 self.compare(place.path, new, place.there)
             if new is not KEPT and new is not place.there:
@@ -324,19 +289,18 @@ class Decoder:
 
     def _optimizer(self, node: Node, at: Place) -> Any:
         _, number, name = node
-        thing, self.optimizers[number] = self._counterpart(
-            number, at, is_a(at.there, name), lambda: self._new(name, {}, at)
-        )
+        make = partial(self._new, name, {}, at)
+        thing, self.optimizers[number] = self._counterpart(number, at, family(at.there) == name, make)
         return thing
 
     def _configured(self, node: Node, at: Place) -> Any:
         """The user's own, if there is any; in a new object one of a few functions."""
-        if at.there is not MISSING and not kinds.is_kept(at.there, self._layers) and family(at.there) != "iterator":
+        if at.there is not MISSING and not kinds.is_kept(at.there, self._layers):
             raise differs(at.path, node[1], at.there)
         return KEPT if not at.is_made or name_of(at.there) == node[1] else kinds.FUNCTIONS.get(node[1], KEPT)
 
     def _enum(self, node: Node, at: Place) -> Any:
-        if not is_a(at.there, node[1]):
+        if name_of(type(at.there)) != node[1]:
             raise differs(at.path, node[1], at.there)
         return type(at.there)[node[2]]
 
@@ -365,7 +329,7 @@ class Decoder:
 
 def _layout(tensor: Tensor) -> list[Any]:
     """What two tensors must have in common for one to take the other's data."""
-    return [tensor.dtype, tensor.device, tensor.layout, tensor.is_inference()]
+    return [tensor.dtype, tensor.device, tensor.layout, tensor.is_leaf, tensor.is_inference()]
 
 
 def _set_tensor(tensor: Tensor, value: Tensor, requires_grad: bool) -> None:
@@ -379,8 +343,7 @@ _KINDS: dict[str, Callable[[Decoder, Node, Place], Any]] = {
     **dict.fromkeys(("tensor", "parameter"), Decoder._tensor),
     "array": Decoder._array,
     "scalar": lambda decoder, node, at: node[1].numpy().view(kinds.NUMPY[node[2]])[0],
-    "tuple": Decoder._tuple,
-    "frozenset": Decoder._frozenset,
+    **dict.fromkeys(("tuple", "Size", "frozenset"), Decoder._frozen),
     **dict.fromkeys(("list", "deque", "set"), Decoder._list),
     "dict": Decoder._dict,
     "random": Decoder._random,

@@ -3,7 +3,6 @@
 Whatever may be shared has a number, is written where it is first met, and is ``["same", number]`` from then on.
 """
 
-import inspect
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -30,16 +29,11 @@ RESULTS = ("all_metric_results", "last_metric_results")  # of an evaluator: valu
 
 
 class Encoder:
-    """Turns objects into nodes.
-
-    Args:
-        device: of the strategy.
-    """
+    """Turns objects into nodes, those of a strategy on that device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.sources: dict[str, int] = {}  # sizes of the data sets that stored samples come from, by fingerprint
-        self.paths: dict[str, str] = {}  # and what stores them
         self._numbers: dict[int, int] = {}  # by id
         self._kept: list[Any] = []  # so that no id is used twice
         self._within: set[int] = set()  # containers
@@ -49,15 +43,7 @@ class Encoder:
         self._layers: set[int] = set()  # ids of the parts of models
 
     def node(self, value: Any, path: str) -> Node:
-        """The node of a value.
-
-        Args:
-            value: anything.
-            path: how it is reached from the strategy, for errors.
-
-        Raises:
-            CheckpointError: it cannot be saved so that it can be restored exactly.
-        """
+        """The node of a value; an error with its path if it cannot be saved so that it is restored exactly."""
         if value is None or type(value) in kinds.SCALARS:
             if type(value) is int and value.bit_length() > INTEGER_BITS:
                 raise unsavable(path, value, f"it has more than {INTEGER_BITS} bits")
@@ -102,11 +88,7 @@ class Encoder:
         return ["array", self._number(value), data, value.dtype.str, list(value.shape)]
 
     def _sequence(self, value: Any, path: str) -> Node:
-        if isinstance(value, tuple):
-            if type(value) not in (tuple, torch.Size):
-                raise unsavable(path, value, "it is a subclass of tuple")
-            return ["tuple", self._items(value, path)]
-        if type(value) not in (list, deque, set, frozenset):
+        if type(value) not in kinds.CONTAINERS:
             raise unsavable(path, value, f"it is a subclass of {type(value).__mro__[1].__name__}")
         number = self._number(value)
         self._within.add(id(value))
@@ -154,10 +136,9 @@ class Encoder:
 
         What is shared is written where it is first met, and the rebuilt strategy should have it there.
         """
-        ranked = sorted(
-            state.items(), key=lambda item: 0 if isinstance(item[1], nn.Module) else 1 + _is_container(item[1])
-        )
-        return {name: self.node(value, f"{path}.{name}" if path else name) for name, value in ranked}
+        ranks = {name: (not isinstance(x, nn.Module), type(x) in kinds.CONTAINERS) for name, x in state.items()}
+        names = sorted(state, key=ranks.__getitem__)
+        return {name: self.node(state[name], f"{path}.{name}" if path else name) for name in names}
 
     def _optimizer(self, value: Optimizer, path: str) -> Node:
         self._optimizers.append((value, path))
@@ -170,8 +151,7 @@ class Encoder:
             if id(parameter) not in held and parameter.grad is not None:
                 raise CheckpointError(
                     f"cannot save strategy.{path}: it trains a parameter of shape {tuple(parameter.shape)} that no "
-                    "attribute of the strategy, its model or its plugins holds, so nothing would find it again. Does a "
-                    "plugin keep it in a closure? Keep it in an attribute."
+                    "attribute of the strategy, its model or its plugins holds. Does a plugin keep it in a closure?"
                 )
         groups = [{**group, "params": [p for p in group["params"] if id(p) in held]} for group in value.param_groups]
         states = [(parameter, dict(kept)) for parameter, kept in value.state.items() if id(parameter) in held]
@@ -190,10 +170,7 @@ class Encoder:
             raise unsavable(path, data, "only Avalanche's own classes of data sets can be restored")
         sizes, which, position = located(data, self._fingerprint)
         self.sources |= sizes
-        self.paths |= dict.fromkeys(sizes, path)
-        attributes = self.node(
-            {name: attribute_parts(attribute) for name, attribute in data._data_attributes.items()}, path
-        )
+        attributes = self.node({name: attribute_parts(x) for name, x in data._data_attributes.items()}, path)
         where = sizes, smallest(which), smallest(position)
         group = data._flat_data._transform_groups.current_group
         own_collate = data.collate_fn is not default_collate
@@ -207,14 +184,11 @@ class Encoder:
 
     def _iterator(self, value: Any, path: str) -> Node:
         """One over stored samples that nobody has drawn from yet, as A-GEM and MIR have it between two experiences."""
-        if type(value).__name__ == "list_iterator" and value.__length_hint__() == 0:
-            return ["configuration", "builtins:list_iterator"]
         parts = iterator_parts(value)
-        if parts is not None:
-            name, datasets, size = parts
-            return ["iterator", self._number(value), name, [self.node(data, path) for data in datasets], size]
-        drawn = "it has been drawn from, and nothing tells how far it is, or nothing could make another"
-        raise unsavable(path, value, drawn if inspect.isgenerator(value) else "its state cannot be read from Python")
+        if parts is None:
+            raise unsavable(path, value, "it has been drawn from, or nothing could make another")
+        name, datasets, size = parts
+        return ["iterator", self._number(value), name, [self.node(data, path) for data in datasets], size]
 
 
 def unsavable(path: str, value: Any, why: str) -> CheckpointError:
@@ -224,10 +198,6 @@ def unsavable(path: str, value: Any, why: str) -> CheckpointError:
         f"{why}. A checkpoint holds numbers, strings, tensors, containers of these, modules, Avalanche data sets (as "
         "indices) and plain objects made of them."
     )
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (list, tuple, dict, set, frozenset, deque))
 
 
 _KINDS: tuple[tuple[Any, Any], ...] = (

@@ -186,14 +186,6 @@ def slots_of(cls: type) -> set[str]:
     return names - {"__dict__", "__weakref__"}
 
 
-def set_attribute(thing: Any, name: str, value: Any) -> None:
-    """Give an object an attribute, past any ``__setattr__`` of its class."""
-    if name in slots_of(type(thing)):
-        object.__setattr__(thing, name, value)
-    else:
-        vars(thing)[name] = value
-
-
 class Stateless:
     """Marks plugins of which a checkpoint takes no notice."""
 
@@ -216,10 +208,8 @@ def options_of(thing: Any) -> set[str]:
     or a command. Modules have none: they are compared by their shapes.
     """
     state = {} if isinstance(thing, nn.Module) else state_of(thing) or {}
-    arguments: set[str] = set()
-    for cls in type(thing).__mro__:
-        if isinstance(vars(cls).get("__init__"), types.FunctionType):
-            arguments.update(inspect.signature(vars(cls)["__init__"]).parameters)
+    makers = [vars(cls)["__init__"] for cls in type(thing).__mro__ if "__init__" in vars(cls) and cls is not object]
+    arguments = {name for make in makers if inspect.isfunction(make) for name in inspect.signature(make).parameters}
     is_ours = type(thing).__module__.split(".")[0] in OURS
     found = {name for name in arguments & state.keys() if is_ours or isinstance(state[name], str)}
     # Some are changed between experiences, by the user or by the methods themselves.

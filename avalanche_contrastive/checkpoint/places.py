@@ -4,23 +4,14 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
+from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor, nn
 
-from avalanche_contrastive.checkpoint.kinds import (
-    FAMILIES,
-    MADE,
-    MISSING,
-    MismatchError,
-    Node,
-    family,
-    left_out,
-    name_of,
-    slots_of,
-)
+from avalanche_contrastive.checkpoint import kinds
+from avalanche_contrastive.checkpoint.kinds import MISSING, MismatchError, Node, family, name_of
 
-__all__ = ["PARTS", "Place", "check_keys", "check_layers", "differs", "is_a", "is_free", "is_option", "named"]
+__all__ = ["PARTS", "Place", "check_keys", "check_layers", "differs", "is_free", "is_option", "named"]
 
-CLOSED = ("torch.nn.", "avalanche_contrastive.")  # packages whose objects get no attributes in training
 COLLIDING = 16  # keys of a dict or set that may have the same hash
 PARTS: dict[str, type] = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}  # of a module
 
@@ -52,11 +43,6 @@ def differs(path: str, theirs: str, there: Any) -> MismatchError:
     return MismatchError(f"strategy.{path} is {theirs} in the file, {ours} here")
 
 
-def is_a(thing: Any, name: str) -> bool:
-    """Whether a thing is of the class of that name."""
-    return name_of(type(thing)) == name
-
-
 def is_nothing(node: Node) -> bool:
     """Whether a node is None, or a list of nothing: of loggers, for example, where the saved strategy had none."""
     return node is None or (type(node) is list and node[0] == "list" and len(node[2]) == 0)
@@ -71,17 +57,17 @@ def is_option(value: Any) -> bool:
 def is_free(thing: Any, name: str) -> bool:
     """Whether an object may have an attribute that it does not have yet: one that hides nothing but a default.
 
-    Those of the closed list, of torch's layers and of this package have theirs from the beginning.
+    Those of the closed list and of this package have theirs from the beginning, but others may note something on
+    models, optimisers and strategies.
     """
     cls = type(thing)
-    is_closed = f"{cls.__module__}.".startswith(CLOSED) or (
-        name_of(cls) in MADE and not isinstance(thing, torch.optim.Optimizer)
-    )
-    if is_closed or name in left_out(thing) or not name.isidentifier() or name.startswith("__"):
-        return name in slots_of(cls)
+    is_closed = name_of(cls) in kinds.MADE or cls.__module__.startswith("avalanche_contrastive.")
+    is_closed &= not isinstance(thing, (nn.Module, torch.optim.Optimizer, BaseTemplate))
+    if is_closed or name in kinds.left_out(thing) or not name.isidentifier() or name.startswith("__"):
+        return name in kinds.slots_of(cls)
     hidden = getattr(cls, name, MISSING)
-    is_default = family(hidden) in FAMILIES and not hasattr(nn.Module, name)
-    return hidden is MISSING or name in slots_of(cls) or is_default
+    is_default = family(hidden) in kinds.FAMILIES and not hasattr(nn.Module, name)
+    return hidden is MISSING or name in kinds.slots_of(cls) or is_default
 
 
 def check_keys(keys: list[Any], path: str) -> None:

@@ -19,16 +19,11 @@ GIVE_THE_STREAM = "Give the stream at once: restore(strategy, path, stream=bench
 
 
 class Sources:
-    """Where stored samples come from: data sets by fingerprint.
-
-    Attributes:
-        collate: the stream's own way of putting samples into batches; None if it has none, or is not known.
-
-    """
+    """Where stored samples come from: data sets by fingerprint."""
 
     def __init__(self) -> None:
         self.wanted: dict[str, int] = {}  # sizes by fingerprint
-        self.collate: Any = None
+        self.collate: Any = None  # the stream's own way of putting samples into batches, if it is known to have one
         self._found: dict[str, list[Any]] = {}
         self._waiting: dict[str, StoredSource] = {}
         self._seen: dict[int, Any] = {}
@@ -49,11 +44,7 @@ class Sources:
                 self.add(part)
 
     def look_at(self, streams: Iterable[Iterable[Any]]) -> None:
-        """Take in the experiences of streams, up to the stream that has the last one missing.
-
-        Raises:
-            MismatchError: something is in none of them, or in several places that cannot be told apart.
-        """
+        """Take in the experiences of streams, up to the stream that has the last one missing, which is looked for."""
         state = RNGManager.__getstate__()  # a stream that is made on the way may draw
         try:
             for stream in streams:
@@ -76,11 +67,7 @@ class Sources:
             self.get(key, size)
 
     def get(self, key: str, size: int) -> Any:
-        """The data set of a fingerprint and size, or what stands for it until it is found.
-
-        Raises:
-            MismatchError: there are several, and it cannot be told which.
-        """
+        """The data set of a fingerprint and size, or what stands for it until it is found."""
         self.wanted[key] = size
         if key in self.missing:
             return self._waiting.setdefault(key, StoredSource(key, size))
@@ -106,9 +93,6 @@ class LookUp(SupervisedPlugin[Any], Stateless):
 
     Avalanche tells the stream to plugins only. This one stands before the others, for they look at their memories at
     the same moment. It stays there and has nothing more to do.
-
-    Args:
-        sources: of the restored strategy.
     """
 
     supports_distributed = True

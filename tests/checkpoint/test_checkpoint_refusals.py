@@ -274,7 +274,7 @@ UNSAVABLE = {
     "tensor": (lambda: torch.zeros(3).as_subclass(Sub), r"plugins\[0\].kept, a Sub: it is a subclass of tensor"),
     "list": (lambda: type("Bag", (list,), {})(), r"plugins\[0\].kept, a Bag: it is a subclass of list"),
     "deep": (lambda: {"a": [None, started()]}, r"plugins\[0\].kept\['a'\]\[1\], a generator"),
-    "iterator": (lambda: iter([1, 2]), r"plugins\[0\].kept, a list_iterator: its state cannot be read"),
+    "iterator": (lambda: iter([1, 2]), r"plugins\[0\].kept, a list_iterator: it has been drawn from, or nothing"),
     "array": (lambda: __import__("numpy").array(["a"]), "its values are of type <U1"),
 }
 
@@ -304,7 +304,7 @@ def test_samples_that_are_not_of_the_stream(tmp_path):
     other = make_benchmark("A", per_class=5)
     strategy.train(other.train_stream[0])
     checkpoint.save(strategy, tmp_path / "a.pt", stream=other.train_stream)
-    with pytest.raises(CheckpointError, match=r"storage_policy.*: its samples are not of the stream given"):
+    with pytest.raises(CheckpointError, match="the stored samples are not of this stream"):
         checkpoint.save(strategy, tmp_path / "a.pt", stream=stream().train_stream)
 
 

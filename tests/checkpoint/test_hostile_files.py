@@ -100,10 +100,10 @@ HEADERS |= {
     ),
     "torch's random state is of floats": lambda c: of_random(c, "torch", lambda n: [*n[:2], n[2].float(), *n[3:]]),
     "numpy would read beyond its numbers": lambda c: of_random(
-        c, "numpy", lambda n: [n[0], [*n[1][:2], 10**6, *n[1][3:]]]
+        c, "numpy", lambda n: [*n[:2], [*n[2][:2], 10**6, *n[2][3:]]]
     ),
-    "numpy's random state is of another kind": lambda c: of_random(c, "numpy", lambda n: [n[0], ["PCG64", *n[1][1:]]]),
-    "Python's random state is cut": lambda c: of_random(c, "random", lambda n: [n[0], n[1][:2]]),
+    "numpy's state is of another kind": lambda c: of_random(c, "numpy", lambda n: [*n[:2], ["PCG64", *n[2][1:]]]),
+    "Python's random state is cut": lambda c: of_random(c, "random", lambda n: [*n[:2], n[2][:2]]),
     "Python's random state is a text": lambda c: of_random(c, "random", lambda n: "x"),
 }
 
@@ -190,8 +190,8 @@ NAMES = {
         *("_state_dict_hooks", "_load_state_dict_pre_hooks", "__class__", "__call__", "to", "eval", "requires_grad_"),
         *("call_super_init", "dump_patches", "T_destination", "_version", "__annotations__"),
     ],
-    "Conv2d": ["forward", "_conv_forward", "_forward_pre_hooks", "__constants__", "_reversed_padding"],
-    "Mean": ["compute", "update", "extra", "__class__", "reset"],
+    "Conv2d": ["forward", "_conv_forward", "_forward_pre_hooks", "__constants__"],
+    "Mean": ["update", "__class__", "reset"],
     "ClassBalancedBuffer": ["update", "buffer", "post_adapt", "__class__", "get_group_lengths"],
 }
 VALUES = {
@@ -239,7 +239,7 @@ def set_samples(content, place, change):
 
 def state_of_first(content):
     """The state that the optimiser has of its first parameter, by name."""
-    return content["optimizers"][0][4][2][0][1][1][3]
+    return content["optimizers"][0][4][2][0][2][1][3]
 
 
 PLACES = {
@@ -309,7 +309,7 @@ def first_attribute(content):
 PLACES |= {
     "an attribute of samples hides a method": lambda c: first_attribute(c).__setitem__(0, "subset"),
     "an attribute of samples hides its class": lambda c: first_attribute(c).__setitem__(0, "__class__"),
-    "an attribute of samples is too short": lambda c: first_attribute(c)[1][1].__setitem__(0, ["list", NEW, [1]]),
+    "an attribute of samples is too short": lambda c: first_attribute(c)[1][2].__setitem__(0, ["list", NEW, [1]]),
 }
 
 
