@@ -157,6 +157,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._seen_labels: set[int] = set()
         self._check_readout = False  # before the next batch of an evaluation
         self._scores_are_asked_for = False
+        self._views_are_checked = False  # of the experience
 
     @property
     def needs_teacher(self) -> bool:
@@ -198,15 +199,17 @@ class Co2LPlugin(ReplayMethodPlugin):
                 + LABEL_THEM
             )
         self.refit.begin(strategy.experience, self.memory)
+        self._views_are_checked = False
 
     def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
         """The model gets views in the place of images; the teacher those that the student has got."""
         if not strategy.model.training:
             return forward()
+        if not self._views_are_checked:
+            _check_views(strategy, self.augmentation is None)
+            self._views_are_checked = True
         if self.augmentation is None:
-            self.table("views", lambda: _check_views(strategy, True))
             return forward()
-        self.table("views", lambda: _check_views(strategy, False))
         drawn: Drawn = self.of_batch.setdefault("drawn", [])
         output = run_on(partial(views_of, drawn, self.augmentation, self.views), strategy, forward)
         self.of_batch["views"] = drawn[-1][2]
