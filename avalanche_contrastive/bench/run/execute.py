@@ -25,7 +25,7 @@ from avalanche_contrastive.bench.results import fingerprint
 from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
 from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock, describe_device, device_of
 from avalanche_contrastive.bench.run.pool import Job, Report
-from avalanche_contrastive.bench.run.resume import Keeper
+from avalanche_contrastive.bench.run.resume import COSTS, Keeper
 from avalanche_contrastive.parallel.plugin import processes
 
 EVAL_BATCH = 256
@@ -134,7 +134,7 @@ def _train_and_evaluate(
     """The metrics after each step, and what the steps cost."""
     train_stream = stream.benchmark.train_stream
     figures, cost = keeper.resume(strategy, train_stream)
-    cost = cost or {"training": [], "evaluation": [], "memory": []}
+    cost = cost or {name: [] for name in COSTS}
     loading = {"drop_last": True} if config.drop_last else {}
     for step in steps[len(figures) :]:
         peak.start()
