@@ -133,10 +133,7 @@ def layers_of(module: nn.Module) -> set[int]:
 
 
 def is_users_callable(value: Any) -> bool:
-    """Whether a thing is an augmentation, a layer without parameters or the like, of a class of the user's.
-
-    That is one which is neither Avalanche's nor ours nor torch's.
-    """
+    """Whether a thing is an augmentation, a layer without parameters or the like, of a class of the user's."""
     homes = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
     if not callable(value) or homes & OURS or type(value).__module__.split(".")[0] == "torch":
         return False
@@ -163,7 +160,9 @@ def state_of(thing: Any) -> dict[str, Any] | None:
     state = {name: getattr(thing, name) for name in slots_of(type(thing)) if hasattr(thing, name)}
     if not state and not hasattr(thing, "__dict__"):
         return None
-    state |= getattr(thing, "__dict__", {})
+    getstate: Any = type(thing).__getstate__  # of ours: without what belongs to one experience
+    is_ours = str(getattr(getstate, "__module__", "")).startswith("avalanche_contrastive.")
+    state |= getstate(thing) if is_ours else getattr(thing, "__dict__", {})
     if isinstance(thing, BaseTemplate):  # its plugins one by one: they must be the same
         plugins = {f"plugins[{index}]": plugin for index, plugin in enumerate(plugins_of(thing))}
         state = {"model": state.pop("model"), **plugins, **state}
