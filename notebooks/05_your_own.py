@@ -61,13 +61,13 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
-from notebook_data import RNGManager, table, terminal
+from notebook_data import table, terminal
 
 from avalanche_contrastive import SSILPlugin
 
 
 def final_accuracy(*plugins):
-    RNGManager.set_random_seeds(0)
+    torch.manual_seed(0)
     model = Reader(side=8, classes=10)
     strategy = Naive(
         model=model,
