@@ -98,6 +98,7 @@ class Stream:
         description: all of it in words, for results.
         note: what was done to the images and what was left out, in words; empty if nothing.
         angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
+        unseen: queries and gallery of classes that are never trained on, two data sets; None: there are none.
     """
 
     kind: StreamKind
@@ -111,3 +112,4 @@ class Stream:
     description: str
     note: str = ""
     angles: list[float] = field(default_factory=list)
+    unseen: tuple[Any, Any] | None = None

@@ -19,6 +19,7 @@ from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
+from avalanche_contrastive.bench.run.compatible import unseen_metrics
 from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
@@ -126,7 +127,7 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     same_classes = config.scenario == "domain"
     # By the usual rule for ties a network that has collapsed to a point would find everything.
     retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics)]
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
         evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
