@@ -34,9 +34,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 # What decides which images a run sees, and in which order.
 STREAM_KEYS = (
-    *("stream", "data", "scenario", "experiences", "base_classes", "class_order"),
+    *("stream", "data", "scenario", "experiences", "base_classes", "class_order", "unseen"),
     *("train_images", "test_images", "image_size"),
 )
+WORD_OR_LIST = ("class_order", "unseen")  # a word, or a list of classes
 LIBRARIES = ("torchvision:", "timm:")  # whose networks are known by name
 OWN_CODE = ("method", "stream", "network", "augmentation", "metrics")  # which may be "module:function"
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
@@ -50,11 +51,12 @@ class Config:
         method: key of METHODS, or "module:function" of a builder of your own.
         suite: folder of configs that the row belongs to; its table.
         stream: key of STREAMS, or "module:function".
-        data: for the stream "own": a .npz file or a folder of images.
+        data: for the stream "own": a .npz file, a folder of images, "torchvision:NAME" or "hf:NAME_OR_PATH".
         scenario: "class", "task" (task labels; the task is known in evaluation) or "domain".
         experiences: 0: as many as the stream usually has.
         base_classes: classes of the first experience; 0: all experiences have equally many.
         class_order: "": shuffled by the seed; "natural": 0, 1, 2, ...; or a list of all classes.
+        unseen: classes or data that are never trained on, which compatibility is measured on, see ``make_stream``.
         train_images: stratified random subset of the training images (of each domain), 0: all.
         test_images: the same for the test images.
         image_size: of a folder of images: the side that all get; 0: their median, if they differ.
@@ -90,6 +92,7 @@ class Config:
     experiences: int = 0
     base_classes: int = 0
     class_order: str | tuple[int, ...] = ""
+    unseen: str | tuple[int, ...] = ""
     train_images: int = 0
     test_images: int = 0
     image_size: int = 0
@@ -182,12 +185,6 @@ def method_of(name: str, folder: Path | None = None) -> Method:
     return Method(name, summary=first_line(builder), read_options=options, stores_by_default=False)
 
 
-def unavailable() -> dict[str, str]:
-    """Avalanche's strategies that no row can name, each with the reason."""
-    reasons: dict[str, str] = read_toml(AVALANCHE)["unavailable"]
-    return reasons
-
-
 def suites() -> list[str]:
     """Names of the folders of configs."""
     return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
@@ -202,17 +199,18 @@ def folder(suite: str) -> Path:
 
 
 def shared_by(suite: str) -> dict[str, Any]:
-    """What the rows of a suite have in common; with `rows_of` it has the rows of another suite and what they share."""
+    """What the rows of a suite have in common; with `rows_of` it has rows of another suite and what they share."""
     path = folder(suite) / SHARED
     own = read_toml(path) if path.is_file() else {}
-    return {**shared_by(own["rows_of"]), **own} if "rows_of" in own else own
+    return {**shared_by(own["rows_of"]), "rows": None, **own} if "rows_of" in own else own
 
 
 def row_files(suite: str) -> dict[str, Path]:
-    """The suite's TOML files by row name; with `rows_of` those of the other suite, too."""
-    other = shared_by(suite).get("rows_of")
+    """The suite's TOML files by row name; with `rows_of` those of the other suite, too, or of it only `rows`."""
+    shared = shared_by(suite)
     own = {path.stem: path for path in sorted(folder(suite).glob("[!_]*.toml"))}
-    return {**row_files(other), **own} if other else own
+    others = row_files(shared["rows_of"]) if "rows_of" in shared else {}
+    return {**{name: others[name] for name in shared.get("rows") or others}, **own}
 
 
 def load_rows(suite: str) -> list[Row]:
@@ -307,7 +305,7 @@ def default_config(method: str, suite: str) -> Config:
     shared = shared_by(suite)
     memory = Config.memory if known.has_memory and known.stores_by_default else 0
     plain = Config(method, suite, memory=memory, augment=known.own_augmentation, options=dict(known.options))
-    fixed = {"tune", "rows_of"}  # how `tune` searches the rows, and where they are; below, what the method decides
+    fixed = {"tune", "rows_of", "rows"}  # how `tune` searches, and where the rows are; below, what the method decides
     fixed |= {"augment"} if known.own_augmentation else set()
     fixed |= set() if known.has_memory and known.stores_by_default else {"memory"}
     usable = {key: value for key, value in shared.items() if key not in fixed}
@@ -349,7 +347,7 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
         want = type(defaults[key])
         if want is float and type(value) is int:
             value = float(value) if abs(value) < sys.float_info.max else float("inf")
-        if isinstance(value, list) and (want is tuple or key == "class_order"):
+        if isinstance(value, list) and (want is tuple or key in WORD_OR_LIST):
             value = tuple(value) if all(type(item) is (str if key == "metrics" else int) for item in value) else value
             want = tuple
         if type(value) is not want:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, unavailable
+from avalanche_contrastive.bench.config import AVALANCHE, DEFAULT_SUITE, Row, find_row, load_rows, read_toml, suites
 from avalanche_contrastive.bench.files import toml
 from avalanche_contrastive.bench.options import ORIGINS, commented, keys_described, options_described
 from avalanche_contrastive.bench.selection import suite_of
@@ -33,6 +33,12 @@ def list_rows(parsed: argparse.Namespace) -> int:
             about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
             print(f"{row.name:28} {row.table:9} {about}")
     return 0
+
+
+def unavailable() -> dict[str, str]:
+    """Avalanche's strategies that no row can name, each with the reason."""
+    reasons: dict[str, str] = read_toml(AVALANCHE)["unavailable"]
+    return reasons
 
 
 def _print_row(row: Row) -> None:

@@ -15,6 +15,7 @@ from avalanche_contrastive.bench.config import (
     METHODS,
     STORED_DEFAULTS,
     TABLES,
+    WORD_OR_LIST,
     Config,
     Row,
     completed,
@@ -24,6 +25,7 @@ from avalanche_contrastive.bench.config import (
     row_order,
     same_config,
 )
+from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import Grouped as Grouped
 from avalanche_contrastive.bench.files import Result as Result
 from avalanche_contrastive.bench.files import read_json, result_path, write_json
@@ -68,8 +70,8 @@ def difference(stored: Result, row: Row, seed: int) -> str:
 def fingerprint(config: Config) -> dict[str, str]:
     """Digests of what decides a run beside the config: the sources of code of your own, data of your own."""
     found = {key: _digest([Path(inspect.getfile(find(name)))]) for key, name in own_code(config).items()}
-    if config.data:
-        path = Path(config.data)
+    path = local_path(config.data) if config.data else None
+    if path is not None:
         found["data"] = _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
     return found
 
@@ -239,6 +241,18 @@ def _figures(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
 
 
+def _compatibility(value: Any) -> bool:
+    """By score a square matrix and its summaries; null where there is no value."""
+    if not isinstance(value, dict) or not all(
+        isinstance(v, dict) and isinstance(v.get("matrix"), list) for v in value.values()
+    ):
+        return False
+    rows = [(len(v["matrix"]), row) for v in value.values() for row in v["matrix"]]
+    numbers = [x for v in value.values() for key, x in v.items() if key != "matrix"]
+    square = all(isinstance(row, list) and len(row) == size for size, row in rows)
+    return square and all(x is None or _number(x) for x in [*numbers, *(x for _, row in rows for x in row)])
+
+
 NUMBER = (_number, "a number")
 TEXT = (_text, "a string")
 MATRIX = (_matrix, "a list of rows of numbers, all of one length")
@@ -280,6 +294,7 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
         ),
         "a table of figures, each with a list of numbers `all`",
     ),
+    "compatibility": (_compatibility, "a table of scores, each with a square `matrix` and numbers"),
     "evaluations": (lambda value: isinstance(value, dict) and all(map(_number, value.values())), "a table of numbers"),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
@@ -318,10 +333,10 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: its config has {', '.join(unknown)}, unknown here. Was it written by a newer version?"
         )
     for key, value in config.items():
-        want = list if key == "class_order" and isinstance(value, list) else type(defaults[key])
+        want = list if key in WORD_OR_LIST and isinstance(value, list) else type(defaults[key])
         if not (type(value) is want or (want is float and _whole(value))):
             raise ValueError(f"{path}: config: {key} must be a {want.__name__}, got {_short(value)}")
-    for key in ("milestones", "class_order"):
+    for key in ("milestones", *WORD_OR_LIST):
         if isinstance(config.get(key), list) and not all(map(_whole, config[key])):
             raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):

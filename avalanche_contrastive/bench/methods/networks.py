@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torchvision.models  # type: ignore[import-untyped, unused-ignore]
-from avalanche.models import DynamicModule, make_icarl_net
+from avalanche.models import make_icarl_net
 from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -259,47 +259,6 @@ class Classifier(nn.Module):
         return logits
 
 
-class CosineHead(nn.Linear):
-    """A linear layer without a bias whose rows are taken at unit length, as CSD's classifier is.
-
-    The norm is part of the forward pass, so any optimiser may move the rows. An ``nn.Linear``, so Recall@1 finds it.
-    """
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits: the length of the feature times its cosine with each row."""
-        return nn.functional.linear(input, nn.functional.normalize(self.weight, dim=1))
-
-
-class GrowingUnitHead(nn.Linear, DynamicModule):
-    """CSD's classifier as its authors train it: no bias, rows put to unit length in place, classes as they come.
-
-    The rows are divided by their length outside of the graph, before each forward pass, so the optimiser sees the
-    gradient as if they were free. The logit of a class that no training experience has had yet is MASKED: its row has
-    no part in any softmax, as if the head had not grown to it. An ``nn.Linear``, so that its input is the feature.
-    """
-
-    MASKED = -1000.0
-    seen: Tensor
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-        self.register_buffer("seen", torch.zeros(out_features, dtype=torch.bool))
-
-    def adaptation(self, experience: Any) -> None:
-        """Grow to the classes of an experience that is trained on."""
-        if self.training:
-            self.seen[list(experience.classes_in_this_experience)] = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits: the length of the feature times its cosine with each row."""
-        self.weight.data = nn.functional.normalize(self.weight.data, dim=1)
-        logits: Tensor = super().forward(input)
-        return logits.masked_fill(~self.seen, self.MASKED)
-
-
 class UnitLength(nn.Module):
     """L2 normalisation as a layer."""
 
@@ -371,13 +330,13 @@ class Setting:
         copied = {**self.common, "plugins": list(self.common["plugins"])}
         return {**copied, "criterion": nn.CrossEntropyLoss(), **others}
 
-    def naive(self, *plugins: Any) -> Naive:
+    def naive(self, *plugins: Any, head: Callable[[int, int], nn.Module] = nn.Linear) -> Naive:
         """Fine-tuning of a fresh classifier with these plugins: a whole method is one line.
 
         Example:
             ``def my_ewc(s, *, strength=1.0): return s.naive(EWCPlugin(ewc_lambda=strength))``
         """
-        model = self.classifier()
+        model = self.classifier(head)
         keywords = self.keywords()
         keywords["plugins"] += plugins
         return Naive(model=model, optimizer=self.optimizer(model.parameters()), **keywords)

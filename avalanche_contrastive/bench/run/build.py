@@ -19,6 +19,7 @@ from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
+from avalanche_contrastive.bench.run.compatible import unseen_metrics
 from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
@@ -103,11 +104,21 @@ def stream_of(config: Config, seed: int, *, validation: bool = False, root: str 
     if ":" in config.stream:
         return own_stream(config.stream, seed, validation=validation, root=root, wanted=wanted)
     data = config.data if config.stream == "own" else root
-    return make_stream(config.stream, seed, data=data, validation=validation, **wanted)
+    return make_stream(config.stream, seed, data=data, root=root, validation=validation, **wanted)
 
 
-def build(config: Config, stream: Stream, device: torch.device, report: Report | None = None) -> Built:
-    """The strategy of a config, with the same evaluator and the same fairness plugins for every method."""
+def build(
+    config: Config, stream: Stream, device: torch.device, report: Report | None = None, further: Sequence[Any] = ()
+) -> Built:
+    """The strategy of a config, with the same evaluator and the same fairness plugins for every method.
+
+    Args:
+        config: of the run.
+        stream: its data.
+        device: where to train.
+        report: hears of progress.
+        further: metrics beside those of every run.
+    """
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
         config.augmentation,
@@ -126,7 +137,8 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     same_classes = config.scenario == "domain"
     # By the usual rule for ties a network that has collapsed to a point would find everything.
     retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics)]
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
+    metrics += further
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
         evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
