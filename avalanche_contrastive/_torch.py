@@ -112,6 +112,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
 
 def tensors_in(x: Any) -> list[Tensor]:
     """The tensors of a tensor, or of a dictionary, list or tuple of tensors, in order."""
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, x)  # type: ignore[func-returns-value]
-    return found
+    if isinstance(x, Tensor):
+        return [x]
+    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]

@@ -9,6 +9,7 @@ from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from avalanche_contrastive._checks import came
 from avalanche_contrastive._torch import map_tensors, preserved_modes
 
 __all__ = [
@@ -104,8 +105,15 @@ class ReadOut(DynamicModule):
         """Take new values for ``classes`` (C,), weight (C, D) and bias (C,); every other class becomes unfitted.
 
         Raises:
-            ValueError: as ``adaptation``.
+            ValueError: as ``adaptation``; other shapes, or classes that are not integers. Nothing is changed then.
         """
+        width = self.weight.shape[1]
+        if classes.is_floating_point() or weight.shape != (len(classes), width) or bias.shape != classes.shape:
+            raise ValueError(
+                f"ReadOut: {len(classes)} classes (integers) need a weight of shape {(len(classes), width)} and a bias "
+                f"of shape {(len(classes),)}, got {came(classes)}, {came(weight)} and {came(bias)}. Were they fitted "
+                "to features of another model?"
+            )
         classes = classes.long()  # an index of uint8 would be read as a mask
         self._make_room(int(classes.min()), int(classes.max()))
         self.weight.zero_()[classes] = weight.to(self.weight)
@@ -186,6 +194,10 @@ class TaskReadOuts(DynamicModule):
         head = self.heads[str(task)]
         assert isinstance(head, ReadOut)
         return head
+
+    def widen(self, task: int, width: int) -> None:
+        """Have a read-out for a task, with at least ``width`` columns; see ``ReadOut.widen``."""
+        self._head(task).widen(width)
 
     def fit(self, task: int, classes: Tensor, weight: Tensor, bias: Tensor, *, unit: bool) -> None:
         """Take new values for a task's classes (C,), weight (C, D) and bias (C,); see ``ReadOut.fit``."""

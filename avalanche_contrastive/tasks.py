@@ -177,18 +177,18 @@ def check_stream(name: str, experience: Any, model: nn.Module) -> None:
             "piece can be a task of its own: with_classes_timeline(benchmark_from_datasets(train=[piece.dataset for "
             "piece in stream]))."
         )
+    named = getattr(task_of(experience), "classes_in_this_experience", None) or ()
+    if wrong := [c for c in named if not hasattr(c, "__index__")]:
+        raise ValueError(
+            f"{name}: class ids must be whole numbers, but this experience has {wrong[0]!r}. Are the `targets` "
+            "floats, or names? Give integers, 0, 1, 2, ..., also as the samples' labels."
+        )
     classes = classes_of(experience)
     if not classes:
         raise ValueError(
             f"{name} needs the class ids of each experience, but this stream's experiences have "
             "no classes_in_this_experience. Was the benchmark made with benchmark_from_datasets? Wrap it: "
             "avalanche.benchmarks.with_classes_timeline(benchmark)."
-        )
-    named = getattr(task_of(experience), "classes_in_this_experience", None) or classes
-    if fractions := [c for c in named if isinstance(c, float)]:
-        raise ValueError(
-            f"{name}: class ids must be whole numbers, but this experience has {fractions[0]}. Are the `targets` "
-            "floats? Give integers, 0, 1, 2, ..., also as the samples' labels."
         )
     if classes[0] < 0 or classes[-1] >= LARGEST:
         raise ValueError(

@@ -4,9 +4,9 @@ import copy
 from typing import Literal
 
 from avalanche.models import FeatureExtractorBackbone, SCRModel, TrainEvalModel
-from torch import Tensor, nn
+from torch import nn
 
-from avalanche_contrastive._torch import unwrapped
+from avalanche_contrastive._torch import tensors_in, unwrapped
 
 __all__ = ["frozen_copy"]
 
@@ -24,7 +24,7 @@ def frozen_copy(model: nn.Module, *, batchnorm: Literal["eval", "train"] = "eval
     """
     model = unwrapped(model)
     # Tensors inside a graph cannot be copied; some models keep their last features (FeatureExtractorModel).
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    kept = [value for module in model.modules() for value in tensors_in(vars(module))]
     memo = {id(value): value.detach() for value in kept if not value.is_leaf}
     teacher = copy.deepcopy(model, memo).requires_grad_(False).eval()
     for parameter in teacher.parameters():

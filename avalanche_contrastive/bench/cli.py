@@ -1,4 +1,4 @@
-"""The command line of the runner: commands, options and their help; and the command `list`."""
+"""The command line of the runner: commands, options and their help."""
 
 import argparse
 import re
@@ -9,18 +9,30 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
-from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_rows, suites, unavailable
-from avalanche_contrastive.bench.files import toml
-from avalanche_contrastive.bench.options import ORIGINS, commented, keys_described, options_described
-from avalanche_contrastive.bench.selection import OWN_SUITE, suite_of
+from avalanche_contrastive.bench.config import DEFAULT_SUITE
+from avalanche_contrastive.bench.selection import OWN_SUITE
+from avalanche_contrastive.bench.texts import (
+    COMPARE_TEXT,
+    EXPORT_TEXT,
+    FEATURES_EXAMPLES,
+    FEATURES_TEXT,
+    LIST_TEXT,
+    REPORT_TEXT,
+    RUN_EXAMPLES,
+    RUN_TEXT,
+    SPEED_TEXT,
+    TUNE_EXAMPLES,
+    TUNE_TEXT,
+)
 from avalanche_contrastive.registry import load
 
 ROOM = "avalanche_contrastive.bench"
 # The function of each command. They are imported when called, since torch, Avalanche and matplotlib take seconds.
 COMMANDS = {
-    "list": f"{ROOM}.cli:list_rows",
+    "list": f"{ROOM}.listing:list_rows",
     "run": f"{ROOM}.run.matrix:command",
     "tune": f"{ROOM}.run.tuning:tune",
+    "features": f"{ROOM}.run.features:features",
     "table": f"{ROOM}.report.pages:command",
     "compare": f"{ROOM}.report.folders:command",
     "export": f"{ROOM}.report.formats:command",
@@ -30,44 +42,6 @@ COMMANDS = {
 }
 MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
-LIST_TEXT = """\
-A row is one TOML file that says only what differs from the defaults: the method, and what was chosen for it. A suite is
-a folder of them; _suite.toml in it says what all its rows have in common. The suites come with the package."""
-RUN_TEXT = """\
-Trains every row with every seed and writes one JSON per run into the folder --out as soon as the run ends. A run whose
-JSON is there with the same config is skipped: after a kill, give the same command again. A run that was killed half-way
-goes on after its last whole experience, to the same figures; meanwhile its state is in .checkpoints in that folder."""
-RUN_EXAMPLES = """\
-examples:
-  %(prog)s                                     the main table of Split-Digits, seeds 0 to 2
-  %(prog)s ssil replay --seeds 0-4 --jobs 2    two rows, five seeds, two processes
-  %(prog)s --suite split_mnist --root ~/data   MNIST from (or downloaded to) ~/data
-  %(prog)s --data photos.npz                   your own images: .npz or a folder per class
-  %(prog)s mine.toml naive                     your own method beside a built-in one
-  %(prog)s --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array
-  torchrun --nproc-per-node 2 -m avalanche_contrastive.bench run co2l    every run trained by two processes together"""
-TUNE_TEXT = """\
-Scores the same number of candidates for every row on validation images (the test images are not even loaded into the
-stream), with seeds other than those of the results. The candidates are written to ROW.json in the folder --out as they
-are scored, so a killed search goes on; the winner is written to ROW.toml beside it, ready for `run`. Rows are chosen by
-final accuracy, retrieval methods (CSD) by final Recall@1. A suite's _suite.toml may change the search in its table
-[tune]; a row's own TOML file may say in [tune.grid] what to try for its options."""
-TUNE_EXAMPLES = """\
-examples:
-  %(prog)s ssil --candidates 4             four candidates for one row of Split-Digits
-  %(prog)s mine.toml --set epochs=5        your own method; epochs are not searched then"""
-COMPARE_TEXT = """\
-Compares rows of the same name in two folders: your own runs with those of this repository, or with earlier ones.
-FOLDER/ROW is one row: it is compared with the row of that name in the other folder, else with every row there."""
-EXPORT_TEXT = """\
-Columns: suite, row, seed, experience, metric, value. Pandas reads it as it is."""
-SPEED_TEXT = """\
-Losses, training steps, growth over experiences, the read-out, fetching, augmentation and retrieval, each beside a bare
-loop of the same mathematics or a library that does the same: processor time on one thread, in turns. Takes some ten
-minutes; leave the machine alone meanwhile. Competitors that are not installed are left out, and it says so."""
-REPORT_TEXT = """\
-Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
-comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,41 +68,6 @@ def program() -> str:
     return "avalanche-contrastive"
 
 
-def list_rows(parsed: argparse.Namespace) -> int:
-    """Print the rows of the suite, one row whole, or what else there is."""
-    if parsed.suites:
-        for suite in suites():
-            rows = load_rows(suite)
-            streams = ", ".join(sorted({row.config.stream for row in rows}))
-            print(f"{suite:18} {len(rows):3} rows on {streams}")
-    elif parsed.streams:
-        from avalanche_contrastive.bench.data.kinds import STREAMS
-        from avalanche_contrastive.bench.methods.networks import NETWORKS  # torch takes seconds
-
-        for name, kind in STREAMS.items():
-            print(f"stream  {name:20} {kind.title}; {', '.join(kind.scenarios)}-incremental; network {kind.network}")
-        for name, network in NETWORKS.items():
-            print(f"network {name:20} {network.about}")
-    elif parsed.unavailable:
-        for name, reason in unavailable().items():
-            print(f"{name:22} {reason}")
-    elif parsed.row:
-        _print_row(find_row(parsed.row, suite_of(parsed)))
-    else:
-        for row in load_rows(parsed.suite or DEFAULT_SUITE):
-            about = f"{row.label}: {row.method.about}" if not row.base else f"{row.label} (from {row.base})"
-            print(f"{row.name:28} {row.table:9} {about}")
-    return 0
-
-
-def _print_row(row: Row) -> None:
-    """The whole config, as a TOML file could say it, with a sentence for each key."""
-    config = {key: toml(value) for key, value in row.config.as_dict().items() if key != "options"}
-    options = {key: toml(value) for key, value in row.config.options.items()}
-    print(f"# {row.label}: {row.method.about}\n\n{commented(config, keys_described())}")
-    print(f"\n[options]  # {ORIGINS}\n\n{commented(options, options_described(row.method))}".rstrip())
-
-
 def make_parser() -> argparse.ArgumentParser:
     """What it parses has the command's name as ``command``."""
     parser = argparse.ArgumentParser(
@@ -141,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_run(commands)
     _add_tune(commands)
+    _add_features(commands)
     _add_table(commands)
     _add_compare(commands)
     _add_export(commands)
@@ -281,15 +221,19 @@ def _add_data(command: Any) -> None:
         f"with options such as hf:cifar100?label=fine_label; takes the suite {OWN_SUITE}",
     )
     command.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="bf16: train and evaluate under autocast to bfloat16 (default: as the rows say, which is fp32)",
+    )
+    _add_place(command)
+
+
+def _add_place(command: Any) -> None:
+    command.add_argument(
         "--device",
         default="cpu",
         type=_device,
         help="where to train: cpu, cuda, cuda:1, mps, or auto: cuda if there is a GPU, else cpu (default: %(default)s)",
-    )
-    command.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        help="bf16: train and evaluate under autocast to bfloat16 (default: as the rows say, which is fp32)",
     )
     command.add_argument(
         "--root",
@@ -298,6 +242,37 @@ def _add_data(command: Any) -> None:
         help="where downloaded data sets are or go to; NAME.npz there (cifar10.npz, ...) is taken instead of a "
         "download (default: Avalanche's folder)",
     )
+
+
+def _add_features(commands: Any) -> None:
+    command = _add_command(
+        commands, "features", "make a feature bank with a frozen encoder", FEATURES_TEXT, FEATURES_EXAMPLES
+    )
+    command.add_argument(
+        "--data", required=True, metavar="PATH_OR_STREAM", help="a stream of `list --streams`, a .npz file or a folder"
+    )
+    command.add_argument(
+        "--encoder",
+        default="efficientnet_lite0",
+        metavar="NAME",
+        help="efficientnet_lite0 (extra `frozen`), a torchvision network with its weights, or module:function "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--views", type=_count, default=4, help="augmented views of each training image (default: %(default)s)"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="BANK", help="the file to write, .npz")
+    command.add_argument(
+        "--image-size", type=_count, default=0, help="side that the encoder gets (default: 128; of your own: as it is)"
+    )
+    command.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "bfloat16", "float32"),
+        help="auto: bfloat16 where the processor has instructions for it (default: %(default)s)",
+    )
+    command.add_argument("--seed", type=_count, default=0, help="of the views (default: %(default)s)")
+    _add_place(command)
 
 
 def _add_table(commands: Any) -> None:
@@ -391,6 +366,10 @@ def _loggers(text: str) -> tuple[str, ...]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return _count(text, 1)
+
+
+def _count(text: str, smallest: int = 0) -> int:
+    if not text.isdigit() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {smallest}, got {text!r}")
     return int(text)

@@ -34,9 +34,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 # What decides which images a run sees, and in which order.
 STREAM_KEYS = (
-    *("stream", "data", "scenario", "experiences", "base_classes", "class_order"),
+    *("stream", "data", "scenario", "experiences", "base_classes", "class_order", "unseen"),
     *("train_images", "test_images", "image_size"),
 )
+WORD_OR_LIST = ("class_order", "unseen")  # a word, or a list of classes
 LIBRARIES = ("torchvision:", "timm:")  # whose networks are known by name
 OWN_CODE = ("method", "stream", "network", "augmentation", "metrics")  # which may be "module:function"
 SHOWING = ("label", "table", "note", "chosen_by")  # how tables show a row; no part of what decides its numbers
@@ -55,6 +56,7 @@ class Config:
         experiences: 0: as many as the stream usually has.
         base_classes: classes of the first experience; 0: all experiences have equally many.
         class_order: "": shuffled by the seed; "natural": 0, 1, 2, ...; or a list of all classes.
+        unseen: classes or data that are never trained on, which compatibility is measured on, see ``make_stream``.
         train_images: stratified random subset of the training images (of each domain), 0: all.
         test_images: the same for the test images.
         image_size: of a folder of images: the side that all get; 0: their median, if they differ.
@@ -90,6 +92,7 @@ class Config:
     experiences: int = 0
     base_classes: int = 0
     class_order: str | tuple[int, ...] = ""
+    unseen: str | tuple[int, ...] = ""
     train_images: int = 0
     test_images: int = 0
     image_size: int = 0
@@ -121,6 +124,7 @@ class Config:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+STORED_DEFAULTS = Config(method="").as_dict()  # as they stand in a result
 KEYS = {f.name: f.default for f in fields(Config) if f.default is not MISSING}  # what a TOML may set, with defaults
 
 
@@ -181,12 +185,6 @@ def method_of(name: str, folder: Path | None = None) -> Method:
     return Method(name, summary=first_line(builder), read_options=options, stores_by_default=False)
 
 
-def unavailable() -> dict[str, str]:
-    """Avalanche's strategies that no row can name, each with the reason."""
-    reasons: dict[str, str] = read_toml(AVALANCHE)["unavailable"]
-    return reasons
-
-
 def suites() -> list[str]:
     """Names of the folders of configs."""
     return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
@@ -200,9 +198,19 @@ def folder(suite: str) -> Path:
     return path
 
 
+def shared_by(suite: str) -> dict[str, Any]:
+    """What the rows of a suite have in common; with `rows_of` it has rows of another suite and what they share."""
+    path = folder(suite) / SHARED
+    own = read_toml(path) if path.is_file() else {}
+    return {**shared_by(own["rows_of"]), "rows": None, **own} if "rows_of" in own else own
+
+
 def row_files(suite: str) -> dict[str, Path]:
-    """The suite's TOML files by row name."""
-    return {path.stem: path for path in sorted(folder(suite).glob("[!_]*.toml"))}
+    """The suite's TOML files by row name; with `rows_of` those of the other suite, too, or of it only `rows`."""
+    shared = shared_by(suite)
+    own = {path.stem: path for path in sorted(folder(suite).glob("[!_]*.toml"))}
+    others = row_files(shared["rows_of"]) if "rows_of" in shared else {}
+    return {**{name: others[name] for name in shared.get("rows") or others}, **own}
 
 
 def load_rows(suite: str) -> list[Row]:
@@ -223,7 +231,10 @@ def find_row(given: str, suite: str) -> Row:
     Raises:
         ValueError: no such row or file, or something in it is unknown or of the wrong type.
     """
-    return load_row(given, suite) if not given.endswith(".toml") else _read_row(Path(given), suite)
+    if not given.endswith(".toml"):
+        return load_row(given, suite)
+    path = Path(given)
+    return _read_row(path, path.parent.name if path.parent.parent == CONFIGS else suite)
 
 
 def load_row(name: str, suite: str) -> Row:
@@ -238,7 +249,7 @@ def _read_row(path: Path, suite: str) -> Row:
     raw = read_toml(path)
     in_suite = path.parent.parent == CONFIGS
     where = path.stem if in_suite else str(path)
-    suite = path.parent.name if in_suite else _text(raw.pop("suite", suite), "suite", where)
+    suite = suite if in_suite else _text(raw.pop("suite", suite), "suite", where)
     base = _text(raw.pop("base", ""), "base", where)
     modules = path.parent / _text(raw.pop("modules", ""), "modules", where)
     shown = {key: _text(raw.pop(key), key, where) for key in SHOWING if key in raw}
@@ -291,16 +302,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def default_config(method: str, suite: str) -> Config:
     """The method with nothing set but what the suite says for all its rows."""
     known = method_of(method)
-    path = folder(suite) / SHARED
-    shared = read_toml(path) if path.is_file() else {}
+    shared = shared_by(suite)
     memory = Config.memory if known.has_memory and known.stores_by_default else 0
     plain = Config(method, suite, memory=memory, augment=known.own_augmentation, options=dict(known.options))
-    shared.pop("tune", None)  # how `tune` searches the suite's rows
-    fixed = {
-        "memory": not (known.has_memory and known.stores_by_default),
-        "augment": known.own_augmentation,
-    }  # what is not this method's to choose
-    usable = {key: value for key, value in shared.items() if not fixed.get(key)}
+    fixed = {"tune", "rows_of", "rows"}  # how `tune` searches, and where the rows are; below, what the method decides
+    fixed |= {"augment"} if known.own_augmentation else set()
+    fixed |= set() if known.has_memory and known.stores_by_default else {"memory"}
+    usable = {key: value for key, value in shared.items() if key not in fixed}
     return updated(plain, usable, where=f"{suite}/{SHARED}")
 
 
@@ -339,7 +347,7 @@ def _checked(values: Mapping[str, Any], defaults: Mapping[str, Any], *, where: s
         want = type(defaults[key])
         if want is float and type(value) is int:
             value = float(value) if abs(value) < sys.float_info.max else float("inf")
-        if isinstance(value, list) and (want is tuple or key == "class_order"):
+        if isinstance(value, list) and (want is tuple or key in WORD_OR_LIST):
             value = tuple(value) if all(type(item) is (str if key == "metrics" else int) for item in value) else value
             want = tuple
         if type(value) is not want:
@@ -378,14 +386,9 @@ def same_config(stored: Any, config: Config) -> bool:
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config with what it does not have yet, fields and options, at the defaults."""
-    whole = {**plain_defaults(), **stored}
+    whole = {**STORED_DEFAULTS, **stored}
     method = METHODS.get(whole["method"])
     return {**whole, "options": {**(method.options if method else {}), **whole["options"]}}
-
-
-def plain_defaults() -> dict[str, Any]:
-    """The defaults of Config as they stand in a result."""
-    return Config(method="").as_dict()
 
 
 def own_code(config: Config) -> dict[str, str]:

@@ -36,6 +36,11 @@ def remove_checkpoint(path: Path | None) -> None:
             path.parent.rmdir()
 
 
+def toml(value: Any) -> str:
+    """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode("utf-8"))
@@ -108,8 +113,3 @@ def clock_time(seconds: float) -> str:
     """Such as 0:07 or 1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
-def toml(value: Any) -> str:
-    """One TOML value; a JSON string is a TOML string, a JSON list of numbers a TOML list."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -13,13 +13,14 @@ from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import (
     CONFIGS,
     METHODS,
+    STORED_DEFAULTS,
     TABLES,
+    WORD_OR_LIST,
     Config,
     Row,
     completed,
     load_row,
     own_code,
-    plain_defaults,
     row_files,
     row_order,
     same_config,
@@ -240,6 +241,18 @@ def _figures(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
 
 
+def _compatibility(value: Any) -> bool:
+    """By score a square matrix and its summaries; null where there is no value."""
+    if not isinstance(value, dict) or not all(
+        isinstance(v, dict) and isinstance(v.get("matrix"), list) for v in value.values()
+    ):
+        return False
+    rows = [(len(v["matrix"]), row) for v in value.values() for row in v["matrix"]]
+    numbers = [x for v in value.values() for key, x in v.items() if key != "matrix"]
+    square = all(isinstance(row, list) and len(row) == size for size, row in rows)
+    return square and all(x is None or _number(x) for x in [*numbers, *(x for _, row in rows for x in row)])
+
+
 NUMBER = (_number, "a number")
 TEXT = (_text, "a string")
 MATRIX = (_matrix, "a list of rows of numbers, all of one length")
@@ -281,6 +294,7 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
         ),
         "a table of figures, each with a list of numbers `all`",
     ),
+    "compatibility": (_compatibility, "a table of scores, each with a square `matrix` and numbers"),
     "evaluations": (lambda value: isinstance(value, dict) and all(map(_number, value.values())), "a table of numbers"),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
@@ -312,17 +326,17 @@ def check_result(path: Path, result: Any) -> None:
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    defaults = plain_defaults()
+    defaults = STORED_DEFAULTS
     unknown = [key for key in config if key not in defaults]
     if unknown:
         raise ValueError(
             f"{path}: its config has {', '.join(unknown)}, unknown here. Was it written by a newer version?"
         )
     for key, value in config.items():
-        want = list if key == "class_order" and isinstance(value, list) else type(defaults[key])
+        want = list if key in WORD_OR_LIST and isinstance(value, list) else type(defaults[key])
         if not (type(value) is want or (want is float and _whole(value))):
             raise ValueError(f"{path}: config: {key} must be a {want.__name__}, got {_short(value)}")
-    for key in ("milestones", "class_order"):
+    for key in ("milestones", *WORD_OR_LIST):
         if isinstance(config.get(key), list) and not all(map(_whole, config[key])):
             raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from avalanche.evaluation.metric_definitions import GenericPluginMetric, PluginMetric
 from avalanche.evaluation.metrics.loss import LossPluginMetric
 from avalanche.evaluation.metrics.timing import TimePluginMetric
@@ -25,6 +26,11 @@ from avalanche_contrastive.plugins.views import Drawn, run_on, views_of
 from avalanche_contrastive.tasks import PAIR, is_in, is_piece, pair_codes, pairs_of, starts_task
 
 __all__ = ["Co2LPlugin"]
+
+LABEL_THEM = (
+    "Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or wrap it in "
+    "with_classes_timeline(task_incremental_benchmark(benchmark))."
+)
 
 
 class Co2LPlugin(ReplayMethodPlugin):
@@ -151,6 +157,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._seen_labels: set[int] = set()
         self._check_readout = False  # before the next batch of an evaluation
         self._scores_are_asked_for = False
+        self._views_are_checked = False  # of the experience
 
     @property
     def needs_teacher(self) -> bool:
@@ -189,18 +196,20 @@ class Co2LPlugin(ReplayMethodPlugin):
         if self.refit.balance != "class" and not hasattr(strategy.experience, "task_labels"):
             raise ValueError(
                 f"Co2LPlugin: readout_balance={self.refit.balance!r} needs a stream with task labels, one per domain. "
-                "Make it with nc_benchmark(task_labels=True), or wrap it in with_task_labels."
+                + LABEL_THEM
             )
-        self.refit.begin(strategy.experience.dataset, self.memory)
+        self.refit.begin(strategy.experience, self.memory)
+        self._views_are_checked = False
 
     def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
         """The model gets views in the place of images; the teacher those that the student has got."""
         if not strategy.model.training:
             return forward()
+        if not self._views_are_checked:
+            _check_views(strategy, self.augmentation is None)
+            self._views_are_checked = True
         if self.augmentation is None:
-            self.table("views", lambda: _check_views(strategy, True))
             return forward()
-        self.table("views", lambda: _check_views(strategy, False))
         drawn: Drawn = self.of_batch.setdefault("drawn", [])
         output = run_on(partial(views_of, drawn, self.augmentation, self.views), strategy, forward)
         self.of_batch["views"] = drawn[-1][2]
@@ -245,8 +254,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         if not hasattr(experience, "task_labels"):
             raise ValueError(
                 "Co2LPlugin: domains=True needs a stream with task labels, one per domain, but its experiences have no "
-                "task_labels. Make it with task_labels=True (nc_benchmark) or return_task_id=True (RotatedMNIST), or "
-                "wrap it in with_task_labels."
+                "task_labels. " + LABEL_THEM
             )
         if starts_task(experience) or not self._labels:
             self._labels = [task * PAIR + c for task, c in pairs_of(experience)]
@@ -354,12 +362,12 @@ def _neighbour_scores(z: Tensor, y: Tensor, width: int, heads: Tensor) -> Tensor
     An image's own other view counts only where the batch has no second image of its class. Images of another head
     (B,) do not count.
     """
-    z = z.float()
+    z = F.normalize(z.float(), dim=-1)  # the model may leave its projections as long as they are
     with torch.autocast(z.device.type, enabled=False):
         similarity = z[:, 0] @ z[:, 1].T
     own = heads[:, None] == heads
     alone = ((y[:, None] == y) & own).sum(dim=1) == 1
-    similarity.diagonal().masked_fill_(~alone, -2.0)  # cosines lie in [-1, 1]
+    similarity.diagonal().masked_fill_(~alone, -2.0)  # less than any cosine
     similarity.masked_fill_(~own, -2.0)
     scores = similarity.new_full((len(y), width), -2.0)
     return scores.scatter_reduce(1, y.expand(len(y), -1), similarity, "amax")

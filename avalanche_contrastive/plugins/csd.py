@@ -1,6 +1,7 @@
 """CSD: contrastive supervised distillation of features, for retrieval."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
@@ -91,13 +92,17 @@ class CSDPlugin(MethodPlugin):
         """Take the features that the model, or the teacher in its place, makes on the way."""
         if self.multi_head and self.teacher is not None and not self._heads_share:
             self._check_heads(strategy)
-        with self.capture.listening(strategy.model):
+        with self._listening(strategy.model):
             output = forward()
         if strategy.model is self.teacher:
             self.of_batch["teacher's features"] = self.capture.take(output)
         else:
             self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
         return output
+
+    def _listening(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        places = self.table("places", lambda: self.capture.places_in(model), id(model))
+        return self.capture.listening(model, places)
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""
@@ -178,7 +183,7 @@ class CSDPlugin(MethodPlugin):
 
     def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""
-        with self.capture.listening(strategy.model):
+        with self._listening(strategy.model):
             kept = self._past_heads(strategy).logits(strategy.model, strategy.mb_x)
         return kept, self.capture.take(None)
 

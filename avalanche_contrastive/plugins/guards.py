@@ -17,7 +17,6 @@ from avalanche_contrastive.tasks import PAIR, pair_codes
 
 __all__ = ["Guards", "describe_failure", "position"]
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SHOWN = 5  # rows of a batch, or classes, that a message names
 
 
@@ -100,7 +99,7 @@ class Guards:
         """
         x, y, *others = strategy.mbatch
         rows = len(x) if isinstance(x, Tensor) else next((len(part) for part in tensors_in(x)), None)
-        if not isinstance(y, Tensor) or y.dtype not in INTEGERS or y.ndim != 1 or rows not in (None, len(y)):
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or rows not in (None, len(y)):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
                 f"({'B' if rows is None else rows},), one per image, got {came(y)}. Are they one-hot or mixed, or "
@@ -143,7 +142,7 @@ class Guards:
     def evaluated(self, strategy: Any) -> None:
         """Refuse broken images in evaluation, too: a figure that counts them would say nothing."""
         x, y, *others = strategy.mbatch
-        if isinstance(y, Tensor) and y.dtype in INTEGERS and y.dtype != torch.long:  # criteria want 64 bits
+        if isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.long:  # criteria want 64 bits
             strategy.mbatch = [x, y.long(), *others]
         if not all(part.sum(dtype=torch.float32).isfinite() for part in tensors_in(x) if part.is_floating_point()):
             self._check_images(strategy, x, y, "images")

@@ -16,7 +16,7 @@ from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins.guards import Guards
 from avalanche_contrastive.plugins.multihead import HeadGroups
 from avalanche_contrastive.plugins.partners import OWN_LOSS_TEMPLATES, REFUSED
-from avalanche_contrastive.plugins.step import BackwardPass, Step
+from avalanche_contrastive.plugins.step import Step
 from avalanche_contrastive.readout import UNFITTED_LOGIT
 from avalanche_contrastive.tasks import (
     check_stream,
@@ -75,7 +75,8 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self.terms: dict[str, Tensor] = {}
         self.multi_head = False
         self.guards = Guards(type(self).__name__)
-        self.computed, self.backward = False, BackwardPass()  # the objective in this iteration, and what came of it
+        self.computed = False  # the objective, in this iteration
+        self.backward: list[Tensor] = []  # gradients that have come back to it
         self.labels = torch.zeros(0, dtype=torch.long)  # what tells the classes of the batch's rows apart, (B,)
         self._current: list[Any] = []  # classes of the current task, as in the ledger
         self._taught = 0  # entries of the ledger that the teacher knows
@@ -87,7 +88,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to the strategy that trains at this moment, or to its batch."""
-        return {**vars(self), "_step": None, "_shares": None, "of_batch": {}, "_tables": {}}
+        return {**vars(self), "_step": None, "_shares": None, "of_batch": {}, "_tables": {}, "backward": []}
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
@@ -179,14 +180,13 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Stand in for the forward pass and the criterion until the iteration ends."""
-        self.computed = self.backward.seen = False
-        self.of_batch = {}
+        self.computed, self.backward, self.of_batch = False, [], {}
         if self._step is None:
             self._step = Step(self, strategy)
         self._step.begin()
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Stand in again after an evaluation in between, or in a loop that skips the hook before."""
+        """Stand in, in a loop that skips the hook before."""
         if self._step is None:
             self.before_training_iteration(strategy)
 
@@ -198,12 +198,12 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
-        if not self.backward.seen:
+        if not self.backward:
             self._end_step()
             raise self.own_loss_error(strategy)
         if self._step is not None:
             self._step.end()
-        self.of_batch = {}
+        self.backward, self.of_batch = [], {}
         torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
         if self.multi_head:
             self._mask_other_heads(strategy)  # for the metrics, which come next
@@ -219,14 +219,15 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             f"{type(self).__name__}: {type(strategy).__name__} trains without calling strategy.criterion() between "
             "the forward and the backward pass, or with a criterion() of its own that leaves strategy._criterion out, "
             "so this method's objective would be ignored. Use Naive or another strategy that trains with its "
-            "criterion. (Or does another plugin evaluate between the two?)"
+            "criterion."
         )
 
     # ---- in evaluation, and after an experience
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Evaluation is done under the user's criterion, also after a training step that failed half-way."""
-        self._end_step()
+        """Evaluation is done under the user's forward pass and criterion, also in the middle of a training step."""
+        if self._step is not None:
+            self._step.pause()
         torch.clear_autocast_cache()
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -235,12 +236,14 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """In a model with a head per task: no logit for what a head does not have."""
-        if self.multi_head and self.ledger:
+        if self.multi_head and (self.ledger or self._current):
             self._mask_other_heads(strategy)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Widths in evaluation are others than in training."""
+        """Go on with a training step. Widths in evaluation are others than in training."""
         self._tables = {}
+        if self._step is not None:
+            self._step.resume()
 
     def _mask_other_heads(self, strategy: Any) -> None:
         """Avalanche pads the logits of a narrow head with zeros, which may be more than what its own classes get."""

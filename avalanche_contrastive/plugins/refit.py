@@ -1,6 +1,7 @@
 """The read-out of Co2L's model, kept to the encoder that it reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_contrastive._torch import digest, own_random_state
+from avalanche_contrastive.features import strategy_features
 from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.readout import TaskReadOuts, embed_dataset, fit_linear, fit_nearest_mean
 from avalanche_contrastive.tasks import pair_codes
@@ -34,16 +36,17 @@ class ReadOutRefit:
         self.kind, self.lr, self.epochs, self.batch_size = kind, lr, epochs, batch_size
         self.balance, self.augment = balance, augment
         self.datasets: list[Any] = []
+        self._experience: Any = None  # the latest
         self._fitted_for: tuple[int, str] | None = None  # the model, and all its values
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a saved read-out is that of the saved model."""
-        return {**vars(self), "datasets": [], "_fitted_for": None}
+        return {**vars(self), "datasets": [], "_experience": None, "_fitted_for": None}
 
-    def begin(self, *datasets: Any) -> None:
+    def begin(self, experience: Any, memory: Any) -> None:
         """The images of an experience, and those of earlier ones in the memory: the read-out does not know them yet."""
-        self.datasets = [data for data in datasets if len(data) > 0]
-        self._fitted_for = None
+        self.datasets = [data for data in (experience.dataset, memory) if len(data) > 0]
+        self._experience, self._fitted_for = experience, None
 
     def __call__(self, strategy: Any, model: ContrastiveModel, augmentation: Callable[[Any], Any] | None) -> None:
         """Fit, unless not a bit of the model has changed since.
@@ -51,20 +54,22 @@ class ReadOutRefit:
         By value: weights may be written past every counter (``.data``, as averaging plugins do).
 
         Args:
-            strategy: whose device and batch sizes are used.
+            strategy: whose forward pass, device and batch sizes are used.
             model: whose read-out is fitted.
             augmentation: of batches; None: the images' training transform is one.
         """
         if not self.datasets or self._fitted_for == _state_of(model):
             return
         readout = model.readout
-        with torch.inference_mode(False), own_random_state():
+        with torch.inference_mode(False), own_random_state(), _in_experience(strategy, self._experience):
             if isinstance(readout, TaskReadOuts):
                 readout.forget()
                 for task in sorted({int(t) for data in self.datasets for t in data.targets_task_labels.uniques}):
                     own = [_of_task(data, task) for data in self.datasets]
+                    readout.widen(task, 1)  # a model without any class gives no output
                     readout.fit(task, *self._fitted(strategy, model, own, augmentation), unit=self.kind == "ncm")
             else:
+                readout.widen(1)
                 readout.fit(*self._fitted(strategy, model, self.datasets, augmentation), unit=self.kind == "ncm")
         self._fitted_for = _state_of(model)
 
@@ -79,12 +84,11 @@ class ReadOutRefit:
                 return fit_nearest_mean(features, y)
             each_epoch: Tensor | Callable[[int], Tensor] = features
         else:
-            augmented = _Augmented(model, augmentation)
             images = images if augmentation is not None else [_UnderTrainingTransform(data) for data in images]
-            first, y = _embedded(strategy, augmented, images)
+            first, y = _embedded(strategy, model, images, augmentation)
 
             def each_epoch(epoch: int) -> Tensor:
-                return first if epoch == 0 else _embedded(strategy, augmented, images)[0]
+                return first if epoch == 0 else _embedded(strategy, model, images, augmentation)[0]
 
         balance = None if isinstance(model.readout, TaskReadOuts) else self._groups(datasets, y)
         return fit_linear(each_epoch, y, balance=balance, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
@@ -98,15 +102,14 @@ class ReadOutRefit:
         return domains if self.balance == "domain" else pair_codes(domains, y)
 
 
-class _Augmented(torch.nn.Module):
-    """A model whose embedding is of augmented images."""
-
-    def __init__(self, model: ContrastiveModel, augmentation: Callable[[Any], Any] | None) -> None:
-        super().__init__()
-        self.model, self.augmentation = model, augmentation
-
-    def embed(self, x: Any) -> Tensor:
-        return self.model.embed(x if self.augmentation is None else self.augmentation(x))
+@contextmanager
+def _in_experience(strategy: Any, experience: Any) -> Iterator[None]:
+    """Evaluation begins outside of any experience, and a forward pass may look at its task labels."""
+    kept, strategy.experience = strategy.experience, experience
+    try:
+        yield
+    finally:
+        strategy.experience = kept
 
 
 class _UnderTrainingTransform(Dataset[Any]):
@@ -126,10 +129,21 @@ class _UnderTrainingTransform(Dataset[Any]):
         return self.data[index]
 
 
-def _embedded(strategy: Any, model: Any, datasets: list[Any]) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and class ids (N,) of some datasets together."""
+def _embedded(
+    strategy: Any, model: ContrastiveModel, datasets: list[Any], augmentation: Callable[[Any], Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and class ids (N,) of some datasets together, by the strategy's own forward pass."""
+
+    def augment(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args if augmentation is None else (augmentation(args[0]), *args[1:])
+
     batch_size = max(strategy.eval_mb_size, strategy.train_mb_size)  # Avalanche's default for evaluation is 1
-    parts = [embed_dataset(model, data, batch_size=batch_size, device=strategy.device) for data in datasets]
+    features_of = strategy_features(strategy, model, flat=False)
+    with model.register_forward_pre_hook(augment):
+        parts = [
+            embed_dataset(model, data, batch_size=batch_size, device=strategy.device, features_of=features_of)
+            for data in datasets
+        ]
     features, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]).long()
     _check_features(features)
     return features, y

@@ -1,13 +1,13 @@
 """Views of a training batch, drawn where the model is called."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor, nn
 
-from avalanche_contrastive._torch import compiled_in_place
+from avalanche_contrastive._torch import compiled_in_place, map_tensors, tensors_in
 from avalanche_contrastive.data import stack_views
 
 __all__ = ["Drawn", "run_on", "views_of"]
@@ -73,9 +73,6 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _stacked(views: list[Any]) -> Any:
-    first = views[0]
-    if isinstance(first, Tensor):
-        return torch.stack(views, dim=1)
-    if isinstance(first, Mapping):
-        return {key: _stacked([view[key] for view in views]) for key in first}
-    return type(first)(_stacked(list(parts)) for parts in zip(*views, strict=True))
+    """The first view, with each of its tensors replaced by those of all views, (B, V, ...)."""
+    tensors = zip(*map(tensors_in, views), strict=True)
+    return map_tensors(lambda _: torch.stack(next(tensors), dim=1), views[0])

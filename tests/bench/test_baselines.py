@@ -23,9 +23,9 @@ from torch import nn
 
 from avalanche_contrastive import BatchAugmentation
 from avalanche_contrastive import _outside as outside
-from avalanche_contrastive.bench.config import METHODS, Config, load_rows, method_of, suites, unavailable
-from avalanche_contrastive.bench.methods import baselines, ours
-from avalanche_contrastive.bench.methods import networks as models
+from avalanche_contrastive.bench.config import METHODS, Config, load_rows, method_of, suites
+from avalanche_contrastive.bench.listing import unavailable
+from avalanche_contrastive.bench.methods import baselines, heads, ours
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting, make_encoder
 from avalanche_contrastive.bench.run.plugins import BatchAugment, ReportProgress, TaskAccuracy
 from avalanche_contrastive.metrics import retrieval_metrics
@@ -344,7 +344,7 @@ def test_a_network_gives_its_features_or_says_that_the_images_are_too_small(name
 def test_the_widths_and_sizes_of_the_networks():
     encoders = {name: make_encoder(name, (3, 32, 32)) for name in NETWORKS}
     widths = {"mlp": 100, "small_cnn": 64, "medium_cnn": 128, "mnist_cnn": 500, "resnet18": 512, "resnet32": 64}
-    widths |= {"resnet32_csd": 64}
+    widths |= {"resnet32_csd": 64, "adapter": 128, "identity": 3 * 32 * 32}
     assert {name: encoder.features for name, encoder in encoders.items()} == widths
     layers = [module for module in encoders["resnet32"].modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == 31  # and the head makes 32
@@ -365,13 +365,13 @@ def test_the_small_network_is_drawn_as_it_always_was():
 
 
 def test_the_cosine_head_has_unit_rows_and_no_bias():
-    head = models.CosineHead(4, 3)
+    head = heads.CosineHead(4, 3)
     features = torch.randn(5, 4)
     rows = head.weight / head.weight.norm(dim=1, keepdim=True)
     torch.testing.assert_close(head(features), features @ rows.T)
     assert head.bias is None
     model = trained("csd", make_stream(), steps=1, options={"head": "cosine"}).model
-    assert isinstance(model.head, models.CosineHead)
+    assert isinstance(model.head, heads.CosineHead)
 
 
 def test_the_options_of_co2l_reach_its_model_and_memory():

@@ -12,7 +12,9 @@ import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 HOOK = "import os, sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
@@ -100,6 +102,55 @@ def test_a_method_of_ones_own_is_found_by_the_installed_program(installed, tmp_p
     program = installed / "avalanche-contrastive"
     out = call(program, "run", "rows/mine.toml", "--seeds", "0-1", "--jobs", "2", *small, cwd=tmp_path)
     assert "| Mine |" in out
+
+
+def test_a_newcomer_with_photos_a_network_and_a_method(installed, tmp_path):
+    """Everything that the guides show, from the wheel: own photos, network and method, tuned, run, compared, shown."""
+    for c, name in enumerate(("cat", "dog", "owl", "newt")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            shade = np.random.default_rng(12 * c + i).integers(60 * c, 60 * c + 70, (24, 20 + i % 3, 3), dtype=np.uint8)
+            Image.fromarray(shade).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "mine.py").write_text(
+        "from avalanche.training.plugins import EWCPlugin\n"
+        "from torch import nn\n"
+        "def ewc(s, *, strength=1.0):\n    'EWC, mine.'\n    return s.naive(EWCPlugin(ewc_lambda=strength))\n"
+        "def small(image_shape):\n    c, h, w = image_shape\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(c * h * w, 16), nn.ReLU())\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        'method = "mine:ewc"\nlabel = "EWC, mine"\nnetwork = "mine:small"\n'
+        '[options]\nstrength = 10.0\n[tune.grid]\n"options.strength" = [1.0, 10.0]\n'
+    )
+
+    def program(*words):
+        return call(installed / "avalanche-contrastive", *words, cwd=tmp_path)
+
+    short = ["--data", "photos", "--set", "epochs=1", "--jobs", "1"]
+    program("tune", "mine.toml", *short, "--candidates", "2", "--seeds", "1000", "--out", "tuned")
+    assert (tmp_path / "tuned" / "mine.toml").is_file()
+    out = program("run", "mine.toml", "ssil", "csd", "co2l", "naive", *short, "--seeds", "0-1", "--out", "runs")
+    assert all(f"| {label}" in out for label in ("EWC, mine", "SS-IL (ours)", "CSD (ours)", "Co2L (ours)", "Naive"))
+    assert "are in runs already" in call_with_errors(installed, "run", "naive", *short, "--out", "runs", cwd=tmp_path)
+    program("run", "naive", *short, "--seeds", "0-1", "--out", "again")
+    assert "| naive |" in program("compare", "runs", "again")
+    for form in ("md", "csv", "latex"):
+        assert "EWC, mine" in program("table", "--results", "runs", "--format", form)
+    program("export", "--results", "runs", "--out", "runs.csv")
+    assert (tmp_path / "runs.csv").read_text().startswith("suite,row,seed,experience,metric,value")
+    program("plot", "--results", "runs", "--out", "figures")
+    program("report", "--results", "runs", "--out", "report.html")
+    assert "EWC, mine" in (tmp_path / "report.html").read_text()
+    for words in (["list"], ["list", "--suites"], ["list", "--streams"], ["list", "co2l"], ["--version"]):
+        assert program(*words)
+    program("speed", "torchmetrics", "--rounds", "1")
+
+
+def call_with_errors(installed, *words, cwd):
+    """What a command says, the lines for the eye alone included."""
+    command = [installed / "avalanche-contrastive", *words]
+    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def test_the_source_distribution_has_what_its_tests_need(source):

@@ -14,7 +14,8 @@ from avalanche_contrastive import ContrastiveModel, ExperienceSchedule
 from avalanche_contrastive.bench.config import load_row, load_rows, updated
 from avalanche_contrastive.bench.data.streams import make_stream, rotation
 from avalanche_contrastive.bench.methods import ours
-from avalanche_contrastive.bench.methods.networks import GrowingUnitHead, make_encoder
+from avalanche_contrastive.bench.methods.heads import GrowingUnitHead
+from avalanche_contrastive.bench.methods.networks import make_encoder
 from avalanche_contrastive.bench.run.build import build, check, stream_of
 from avalanche_contrastive.bench.run.execute import execute
 from avalanche_contrastive.data import MemoryImages as Images

@@ -288,7 +288,7 @@ def test_a_run_without_enough_memory_is_named_and_the_next_goes_on(tmp_path, mon
     results, shown = [], Recorded(2)
     failed = run_jobs(jobs, 1, run_job, lambda job, result: results.append(job.name), progress=shown)
     assert [job.name for job, _ in failed] == ["large"]
-    assert "FAILED: out of memory. Give a smaller batch_size" in shown.out.getvalue()
+    assert "FAILED: large is out of memory with batch_size 128. Give a smaller batch_size" in shown.out.getvalue()
     assert "mine_large.py" in failed[0][1]  # the whole story is there too
     assert results == ["naive"]
 

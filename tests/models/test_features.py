@@ -97,7 +97,7 @@ def test_a_layer_that_is_not_the_models_last_is_refused():
     capture = FeatureCapture()
     capture.attach(net)
     logits = net(torch.randn(2, 4))
-    with pytest.raises(ValueError, match=r"'0', gives 6 outputs, but the model gives 3:"):
+    with pytest.raises(ValueError, match=r"ran, '0' \(6 outputs\), has made the 3 outputs of the model:"):
         capture.take(logits)
 
 
@@ -189,14 +189,14 @@ class OwnHead(nn.Module):
 
 
 MIXED = {
-    "a head of the user's own": (OwnHead(), r"that ran, 'aux', gives 3 outputs, but the model gives 3 others"),
+    "a head of the user's own": (OwnHead(), r"'aux' \(3 outputs\), has made the 3 outputs"),
     "a sum of two heads": (
         TwoHeads(lambda main, aux: main + aux),
-        r"'aux', gives 3 outputs, but the model gives 3 others.*mixes several",
+        r"'head' \(3 outputs\), 'other' \(5 outputs\), 'aux' \(3 outputs\), has made the 3 outputs.*mixes several",
     ),
     "heads side by side": (
         TwoHeads(lambda main, aux: torch.cat([main, aux], 1)),
-        r"'aux', gives 3 outputs, but the model gives 6:",
+        r"'aux' \(3 outputs\), has made the 6 outputs",
     ),
 }
 

@@ -282,6 +282,8 @@ def test_training_scores_are_of_the_same_head():
     z = F.normalize(torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.0, 1.0], [0.6, 0.8]]), dim=1)
     views, y = torch.stack([z, z], dim=1), torch.tensor([0, 1, 0, 1])
     one = _neighbour_scores(views, y, 2, torch.zeros(4))
+    longer = views * torch.tensor([0.1, 5.0, 20.0, 300.0])[:, None, None]  # as a model without normalize leaves them
+    assert torch.allclose(_neighbour_scores(longer, y, 2, torch.zeros(4)), one)
     two = _neighbour_scores(views, y, 2, torch.tensor([0, 1, 1, 0]))
     assert one[0].tolist() == pytest.approx([0.0, 0.99494], abs=1e-3)
     assert two[0].tolist() == pytest.approx([1.0, 0.6])

@@ -251,6 +251,24 @@ def test_the_stream_names_its_classes(stream):
     assert readout.width == 10
 
 
+MISFITS = {
+    "another width": (torch.tensor([0, 1]), torch.ones(2, 5), torch.ones(2)),
+    "another number of rows": (torch.tensor([0, 1, 2]), torch.ones(2, 4), torch.ones(3)),
+    "another number of biases": (torch.tensor([0, 1]), torch.ones(2, 4), torch.ones(3)),
+    "classes that are fractions": (torch.tensor([0.5, 1.0]), torch.ones(2, 4), torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_values_that_do_not_fit_change_nothing(kind):
+    readout = ReadOut(4)
+    readout.fit(torch.tensor([0, 2]), torch.ones(2, 4), torch.ones(2), unit=False)
+    before = {name: value.clone() for name, value in readout.state_dict().items()}
+    with pytest.raises(ValueError, match=r"classes \(integers\) need a weight of shape \(\d, 4\).*another model"):
+        readout.fit(*MISFITS[kind], unit=True)
+    assert all(torch.equal(value, before[name]) for name, value in readout.state_dict().items())
+
+
 @pytest.mark.parametrize("wrong", [-1, 20_230_115])
 def test_ids_that_are_no_columns_are_named(wrong):
     readout = ReadOut(4)

@@ -276,7 +276,7 @@ BAD = {
     "a last layer that is no classifier (CSD)": (
         lambda: train(_conv_head(), CSDPlugin()),
         ValueError,
-        "gives 64 outputs, but the model gives 10.*feature_layer",
+        r"\(64 outputs\), has made the 10 outputs.*feature_layer",
     ),
     # metrics
     "recall at no K": (lambda: retrieval_metrics(ks=()), ValueError, r"ks must be.*>= 1, got \(\)"),

@@ -202,6 +202,27 @@ def test_padding_of_avalanches_heads_never_wins(method):
     assert won_by_padding > 0 or method == "csd"
 
 
+@pytest.mark.parametrize("method", ["ssil", "csd"])
+def test_padding_never_wins_in_an_evaluation_within_the_first_experience(method):
+    """When other heads have made the outputs wider already."""
+    benchmark, ends, outputs = head_benchmark(per_class=12), [], []
+
+    class Outputs(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            ends.append(1)
+
+        def after_eval_iteration(self, strategy, **kwargs):
+            if ends and int(strategy.mb_task_id[0]) == 0:
+                outputs.append(strategy.mb_output)
+
+    strategy = build(method, [Outputs()], MTSimpleMLP(input_size=64, hidden_size=32), eval_every=1)
+    strategy.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream])
+    own = sorted(benchmark.train_stream[0].classes_in_this_experience)
+    assert len(outputs) >= 2
+    assert all(torch.isin(output.argmax(1), torch.tensor(own)).all() for output in outputs)
+    assert all((output[:, 9] == -1000).all() for output in outputs)
+
+
 # ---- one rule for plugins and strategies; streams that say nothing of their tasks
 
 

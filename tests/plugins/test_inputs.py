@@ -1,7 +1,10 @@
 """Batches and outputs that are no plain tensors, labels of any kind, samples of unequal size: right, or refused."""
 
 import copy
+import queue
+import tempfile
 import threading
+from collections import namedtuple
 
 import pytest
 import torch
@@ -12,8 +15,12 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import SupervisedPlugin
 from helpers.streams import Images, digits, make_benchmark, make_encoder
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from avalanche_contrastive import CSD, SSIL, Co2L, Co2LPlugin, ContrastiveModel, CSDPlugin, SSILPlugin
+from avalanche_contrastive._torch import map_tensors
+from avalanche_contrastive.plugins import refit
+from avalanche_contrastive.readout import fit_linear
 
 METHODS = ("co2l", "ssil", "csd")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -23,9 +30,9 @@ def noise(x):
     return x + 0.1 * torch.randn_like(x)
 
 
-def plugin_for(method):
+def plugin_for(method, **options):
     if method == "co2l":
-        return Co2LPlugin(mem_size=20, augmentation=noise, readout_epochs=2)
+        return Co2LPlugin(**{"mem_size": 20, "augmentation": noise, "readout_epochs": 2, **options})
     return SSILPlugin(mem_size=20, batch_size_mem=8) if method == "ssil" else CSDPlugin()
 
 
@@ -44,8 +51,10 @@ def trained(method, loop=Naive, wrap=lambda model: model, benchmark=None, **opti
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         criterion=nn.CrossEntropyLoss(),
-        plugins=[plugin_for(method)],
-        **{"train_mb_size": 12, "eval_mb_size": 50, "evaluator": None, **options},
+        plugins=[plugin_for(method, **options)],
+        train_mb_size=12,
+        eval_mb_size=50,
+        evaluator=None,
     )
     strategy.train(benchmark.train_stream[:2])
     strategy.eval(benchmark.test_stream[:2])
@@ -142,6 +151,71 @@ def test_a_forward_pass_of_the_users_own_trains_as_the_plain_one(kind, method):
     assert strategy.plugins[0].terms.keys() == plain.plugins[0].terms.keys() >= {"distillation"}
 
 
+Parts = namedtuple("Parts", "image number")
+BATCHES = {
+    "a dictionary": (lambda x, n: {"image": x, "number": n}, lambda x: x["image"]),
+    "a dictionary with a list of names": (lambda x, n: {"image": x, "names": ["a"] * len(x)}, lambda x: x["image"]),
+    "a nested dictionary": (lambda x, n: {"more": [n, {"image": x}]}, lambda x: x["more"][1]["image"]),
+    "a list": (lambda x, n: [x, n], lambda x: x[0]),
+    "a tuple": (lambda x, n: (n, x), lambda x: x[1]),
+    "a named tuple": (Parts, lambda x: x.image),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@every_method
+def test_an_encoder_that_takes_several_parts(method, kind):
+    """Views, teacher and read-out are made of them as of plain tensors."""
+    pack, image = BATCHES[kind]
+
+    class Packs(Naive):
+        def _unpack_minibatch(self):
+            super()._unpack_minibatch()
+            x, *others = self.mbatch
+            self.mbatch = [pack(x, torch.full((len(x), 1, 8, 8), 7.0)), *others]
+
+    def wrap(model):
+        if method != "co2l":
+            return Wrapped(model, image, lambda z: z)
+        model.encoder = Wrapped(model.encoder, image, lambda z: z)
+        return model
+
+    def fade(x):
+        return map_tensors(lambda part: part * 0.9, x)
+
+    options = {"augmentation": fade} if method == "co2l" else {}
+    strategy, weights = trained(method, Packs, wrap, **options)
+    plain, expected = trained(method, **options)
+    assert torch.equal(weights, expected)
+    if method == "co2l":
+        assert torch.equal(strategy.model.readout.weight, plain.model.readout.weight)
+        assert strategy.model.readout.fitted.sum() == 4
+
+
+class Standardized(Naive):
+    def forward(self):
+        return self.model(self.mb_x * 3 - 1)
+
+
+class OnlyInTraining(Naive):
+    def forward(self):
+        return self.model(self.mb_x * 3 - 1 if self.is_training else self.mb_x)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(("loop", "seen"), [(Standardized, lambda x: x * 3 - 1), (OnlyInTraining, lambda x: x)])
+def test_the_read_out_sees_what_evaluation_sees(loop, seen, augment, monkeypatch):
+    """Images go to the model as the strategy's own forward pass gives them in evaluation."""
+    fitted = []
+    monkeypatch.setattr(refit, "fit_linear", lambda f, y, **o: fitted.append(f) or fit_linear(f, y, **o))
+    strategy, _ = trained("co2l", loop, augmentation=lambda x: x * 0.9, readout_augment=augment)
+    data = make_benchmark("C").train_stream[1].dataset.eval()
+    x = seen(torch.stack([data[i][0] for i in range(len(data))]))
+    features = fitted[-1](0) if augment else fitted[-1]
+    expected = strategy.model.eval().embed(x * 0.9 if augment else x)
+    assert torch.equal(features[: len(data)], expected)
+
+
 def test_outputs_of_several_parts_need_a_forward_pass_that_takes_the_logits():
     with pytest.raises(ValueError, match=r"class logits \(B, K\) in training, got dict"):
         trained("ssil", Naive, gives(lambda z: {"logits": z}))
@@ -170,11 +244,18 @@ class Labelled(Images):
         return self.tensors[0][i], self.change(int(self.tensors[1][i]))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32])
 @every_method
 def test_labels_of_any_integer_type(method, dtype):
     _, weights = trained(method, benchmark=labelled(lambda y: torch.tensor(y, dtype=dtype)))
     _, expected = trained(method, benchmark=labelled(int))
+    assert torch.equal(weights, expected)
+
+
+@every_method
+def test_labels_that_are_true_or_false(method):
+    _, weights = trained(method, benchmark=labelled(lambda y: y > 5, parts=1))
+    _, expected = trained(method, benchmark=labelled(lambda y: int(y > 5), parts=1))
     assert torch.equal(weights, expected)
 
 
@@ -184,6 +265,10 @@ WRONG_LABELS = {
     "floats": (
         float,
         r"class ids must be whole numbers, but this experience has \d\.0\. Are the `targets` floats",
+    ),
+    "names": (
+        lambda y: "cat" if y > 5 else "dog",
+        r"must be whole numbers, but this experience has '(cat|dog)'.*names",
     ),
     "one-hot": (lambda y: torch.eye(10, dtype=torch.long)[y], r"one per image, got torch.int64 of shape \(12, 10\)"),
 }
@@ -287,10 +372,9 @@ def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, t
         evaluator=None,
     )
     benchmark = ragged_benchmark(task_labels=task_labels)
-    if "co2l" in method and not hasattr(plugin.refit, "never"):
-        plugin.refit.begin = lambda *datasets: None  # the read-out's own loader is not what is looked at
     for experience in benchmark.train_stream:
         strategy.train(experience)
+    strategy.eval(benchmark.test_stream)
     rows = {"ssil": 12, "csd": 4, "co2l rows": 8}[method]
     assert [size for size, _ in shapes] == [4] * 30 + [rows] * 30
     assert all(fits for _, fits in shapes)
@@ -299,22 +383,52 @@ def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, t
 # ---- models that cannot be copied
 
 
-class WithLock(nn.Sequential):
-    def __init__(self, *layers):
-        super().__init__(*layers)
-        self.lock = threading.Lock()
+HELD = {
+    "a lock": threading.Lock,
+    "a queue": queue.Queue,
+    "a writer of TensorBoard": lambda: SummaryWriter(tempfile.mkdtemp()),
+    "a generator": lambda: (i for i in range(3)),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+@every_method
+def test_a_model_that_cannot_be_copied_is_named_before_the_first_experience(method, kind):
+    def hold(model):
+        model.held = HELD[kind]()
+        return model
+
+    with pytest.raises(
+        ValueError, match=r"keeps a copy of the model.*cannot be copied \(TypeError: .*a writer, a lock"
+    ):
+        trained(method, Naive, hold)
+
+
+class Keeps(nn.Module):
+    """Keeps what it has made, in a list and a dictionary."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.kept, self.all = layer, {}, []
+
+    def forward(self, x):
+        self.kept["features"] = self.layer(x)
+        self.all.append((x, self.kept["features"]))
+        return self.kept["features"] * 1.0
 
 
 @every_method
-def test_a_model_that_cannot_be_copied_is_named_before_the_first_experience(method):
-    def lock(model):
+def test_a_model_that_keeps_tensors_of_a_graph_is_copied_all_the_same(method):
+    def keep(model):
         if method == "co2l":
-            model.lock = threading.Lock()
-            return model
-        return WithLock(model)
+            model.encoder = Keeps(model.encoder)
+        else:
+            model[0] = Keeps(model[0])
+        return model
 
-    with pytest.raises(ValueError, match=r"keeps a copy of the model.*cannot be copied \(TypeError: .*lock.*a writer"):
-        trained(method, Naive, lock)
+    _, weights = trained(method, Naive, keep)
+    _, expected = trained(method)
+    assert torch.equal(weights, expected)
 
 
 NO_TEACHER = {

@@ -382,20 +382,27 @@ class EvaluatesAndGoesOn(SupervisedPlugin):
             return
         kept = strategy.mbatch, strategy.mb_output, strategy.loss
         strategy.eval(self.stream)
-        assert isinstance(strategy._criterion, nn.CrossEntropyLoss)
         strategy.mbatch, strategy.mb_output, strategy.loss = kept
         self.done += 1
 
+    def after_eval_forward(self, strategy, **kwargs):
+        assert isinstance(strategy._criterion, nn.CrossEntropyLoss)
+        assert vars(strategy).keys().isdisjoint({"forward", "criterion"})
 
-@pytest.mark.parametrize("hook", ["before_training_iteration", "before_forward", "after_backward", "after_update"])
+
+HOOKS = ("before_training_iteration", "before_forward", "after_forward", "before_backward", "after_backward")
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "before_update", "after_update"])
+@pytest.mark.parametrize("place", [0, 1], ids=["before the method", "after it"])
 @every_method
-def test_an_evaluation_within_a_step(method, hook):
+def test_an_evaluation_within_a_step(method, place, hook):
     finals = []
     for evaluates in (False, True):
         benchmark = make_benchmark()
         middle = EvaluatesAndGoesOn(hook, benchmark.test_stream[:1])
         strategy = build(method)
-        strategy.plugins.insert(0, middle)
+        strategy.plugins.insert(place, middle)
         middle.stream = benchmark.test_stream[:1] if evaluates else None
         if method == "co2l":
             strategy.method.augmentation = lambda x: x * 0.9  # no draws: an evaluation makes some of its own
@@ -455,8 +462,8 @@ def test_a_criterion_that_leaves_the_objective_out_is_refused_before_it_trains(m
 def test_an_own_forward_of_the_instance_is_put_back(method):
     strategy = build(method)
     calls, own = [], strategy.forward
-    strategy.forward = lambda: calls.append(1) or own()
+    strategy.forward = lambda: calls.append(strategy.is_training) or own()
     kept = strategy.forward
     strategy.train(make_benchmark().train_stream[0])
     assert strategy.forward is kept
-    assert len(calls) == strategy.clock.train_iterations
+    assert sum(calls) == strategy.clock.train_iterations  # Co2L's read-out is fitted through it, too

@@ -1,5 +1,6 @@
 """A data set in memory, the checks that every source of one has to pass, and its form in a `.npz` file."""
 
+import json
 import math
 import zipfile
 import zlib
@@ -18,6 +19,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SPLIT_SEED = 0  # train / test and train / validation are the same for every run; only the class order follows its seed
 PARTS = ("train", "test", "val")
 BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+BANK = ("train_features", "train_labels", "test_features", "test_labels", "class_names", "origin")
+ORIGIN = ("encoder", "weights", "data_digest", "augmentation")  # of its origin, what is told of it
+NOTE = "features of the frozen encoder {encoder} (weights {weights}, data {data_digest}); views: {augmentation}"
 SHOWN = 10  # of a long list in a message
 
 
@@ -37,6 +41,7 @@ class Arrays:
         test_domains: likewise, the same domains.
         val_domains: likewise.
         note: what was done to the images, in words; empty if nothing.
+        features: whether these are no images but features from a bank, (N, 1 + V, 1, D), see ``read_bank``.
     """
 
     train_x: Tensor
@@ -50,6 +55,7 @@ class Arrays:
     test_domains: Tensor | None = None
     val_domains: Tensor | None = None
     note: str = ""
+    features: bool = False
 
 
 def images_tensor(where: str, images: Array) -> Tensor:
@@ -325,3 +331,69 @@ def _member(path: Path, archive: Any, key: str) -> Array:
     except BROKEN as error:
         raise ValueError(f"{path}: {key} cannot be read: {error}. The file is damaged.") from error
     return array
+
+
+# ---- a feature bank, made by the command `features`
+
+
+def read_bank(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The features as a data set, (N, 1 + V, 1, D) in the place of images, and the bank's ``origin``.
+
+    The test features, which have no views, are (M, 1, 1, D).
+
+    Raises:
+        ValueError: no bank, or a damaged one.
+    """
+    origin = read_origin(path)
+    found = _bank_members(path, BANK[:-1])
+    train, test = (torch.from_numpy(found[f"{part}_features"]) for part in ("train", "test"))
+    y, test_y = (torch.from_numpy(found[f"{part}_labels"]).long() for part in ("train", "test"))
+    counts = (len(train), len(test)) != (len(y), len(test_y))
+    if train.ndim != 3 or test.ndim != 3 or train.shape[2] != test.shape[2] or counts:
+        raise ValueError(
+            f"{path}: a bank needs train_features (N, 1 + V, D), test_features (M, 1, D) and a label for each, got "
+            f"{tuple(train.shape)}, {tuple(test.shape)}, {tuple(y.shape)} and {tuple(test_y.shape)}"
+        )
+    check_classes(str(path), {"train_labels": y.numpy(), "test_labels": test_y.numpy()})
+    arrays = Arrays(
+        train_x=train[:, :, None],
+        train_y=y,
+        test_x=test[:, :, None],
+        test_y=test_y,
+        class_names=tuple(map(str, found["class_names"])),
+        note=NOTE.format_map(origin),
+        features=True,
+    )
+    return arrays, origin
+
+
+def is_bank(path: Path) -> bool:
+    """Whether a file has the keys of a bank."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "train_features.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """What a bank was made of.
+
+    Raises:
+        ValueError: no bank, or a damaged one.
+    """
+    origin = json.loads(str(_bank_members(path, ("origin",))["origin"]))
+    if not isinstance(origin, dict) or not set(ORIGIN) <= set(origin):
+        raise ValueError(f"{path}: not a feature bank: its origin must be a table with {', '.join(ORIGIN)}")
+    return origin
+
+
+def _bank_members(path: Path, keys: Sequence[str]) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in keys}
+        if "origin" in found:
+            json.loads(str(found["origin"]))
+    except (*BROKEN, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a feature bank, or a damaged one ({error})") from error
+    return found

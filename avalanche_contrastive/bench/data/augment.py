@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import nearest
+from avalanche_contrastive.bench.data.bank import DrawView
 from avalanche_contrastive.data import BatchAugmentation, Normalisation, PadCropAugmentation, SimCLRAugmentation
 
 Augmentation: TypeAlias = Callable[[Tensor], Tensor]
@@ -17,7 +18,12 @@ AUGMENTATIONS = ("", "simclr", "pad_crop")
 
 
 def make_augmentation(
-    name: str, image_shape: tuple[int, int, int], keywords: Mapping[str, Any], *, normalise: Normalisation | None = None
+    name: str,
+    image_shape: tuple[int, int, int],
+    keywords: Mapping[str, Any],
+    *,
+    normalise: Normalisation | None = None,
+    features: bool = False,
 ) -> Augmentation:
     """The augmentation of a config.
 
@@ -31,10 +37,15 @@ def make_augmentation(
             "pad_crop" its flip; the rest of them has no meaning there.
         normalise: (mean, std) where the stream's images are (x - mean) / std of images in [0, 1], one number for each
             channel. All but the stream's own work on the images in [0, 1].
+        features: of a bank, in the place of images: a stored view is drawn, and there is no other augmentation.
 
     Raises:
         ValueError: unknown name or keyword, or a shape, normalisation or number of channels that cannot be.
     """
+    if features:
+        if name:
+            raise ValueError(f"augmentation {name!r} is for images, and these are features from a bank: leave it out")
+        return DrawView()
     if name not in AUGMENTATIONS and ":" not in name:
         hint = nearest(str(name), AUGMENTATIONS)
         raise ValueError(f"unknown augmentation {name!r}{hint}, or '' for the stream's own")

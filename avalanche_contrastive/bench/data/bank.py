@@ -11,7 +11,6 @@ on a CPU. The bank is one ``.npz`` file of plain arrays:
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor
 
 from avalanche_contrastive._files import replacing
-from avalanche_contrastive.bench.data.arrays import Array, Arrays
+from avalanche_contrastive.bench.data.arrays import Array, Arrays, read_origin
 from avalanche_contrastive.bench.data.encoders import Encoder
 
-__all__ = ["DrawView", "make_bank", "read_bank"]
+__all__ = ["DrawView", "make_bank"]
 
 BATCH = 128  # images at once; part files hold one batch each, so that a killed call goes on there
-KEYS = ("train_features", "train_labels", "test_features", "test_labels", "class_names", "origin")
 Report = Callable[[int, int], None]  # batches done, of all
 
 
@@ -64,15 +62,20 @@ def make_bank(
 
     Returns:
         The bank's ``origin``.
+
+    Raises:
+        ValueError: there is a bank of another origin, or the encoder cannot be used on these images.
     """
     if views > 0 and (augmentation is None or not transform):
         raise ValueError(f"a bank with {views} views needs an augmentation to make them, and its name")
     origin = _origin(data, encoder, name=name, title=title, views=views, transform=transform, seed=seed, half=half)
+    if path.exists():
+        return _same(path, origin)
+    encoder = encoder.to(device)
+    _features(encoder, _images(data.train_x[:2], 0, device), half)  # fails before anything is written
     parts = path.with_name(f".{path.name}.parts")
     _open_parts(parts, origin)
-    encoder = encoder.to(device)
-    jobs = [("train", view, start) for view in range(views + 1) for start in range(0, len(data.train_x), BATCH)]
-    jobs += [("test", 0, start) for start in range(0, len(data.test_x), BATCH)]
+    jobs = _jobs(data, views)
     for number, (part, view, start) in enumerate(jobs):
         file = parts / f"{part}-{view}-{start:08d}.npy"
         if not file.exists():
@@ -106,6 +109,24 @@ def _origin(
     }
 
 
+def _same(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The origin of a bank that is there; one that was made otherwise is not written over."""
+    there = read_origin(path)
+    for key, value in origin.items():
+        if there.get(key) != value and key != "torch":
+            raise ValueError(
+                f"{path} is there, made otherwise: its {key} is {there.get(key)!r}, wanted is {value!r}. Give another "
+                "name, or delete it"
+            )
+    return there
+
+
+def _jobs(data: Arrays, views: int) -> list[tuple[str, int, int]]:
+    """Part, view and first image of each batch."""
+    jobs = [("train", view, start) for view in range(views + 1) for start in range(0, len(data.train_x), BATCH)]
+    return jobs + [("test", 0, start) for start in range(0, len(data.test_x), BATCH)]
+
+
 def _digest(*tensors: Tensor) -> str:
     found = hashlib.sha256()
     for x in tensors:
@@ -131,8 +152,13 @@ def _open_parts(parts: Path, origin: Mapping[str, Any]) -> None:
 
 @torch.inference_mode()
 def _features(encoder: Encoder, x: Tensor, half: bool) -> Array:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        features = encoder(x).float()
+    try:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            features = encoder(x).float()
+    except ValueError:
+        raise
+    except Exception as error:  # networks fail in many ways on images of another size
+        raise ValueError(f"the encoder cannot take images of shape {tuple(x.shape)}: {error}") from error
     if not bool(features.isfinite().all()):
         raise ValueError("the encoder gave features that are not finite. Try float32 (--precision float32).")
     largest = torch.finfo(torch.float16).max
@@ -157,34 +183,8 @@ def _write(path: Path, parts: Path, data: Arrays, views: int, origin: Mapping[st
         )
 
 
-def read_bank(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The features as a data set, (N, 1 + V, D) in the place of images, and the bank's ``origin``.
-
-    Test features are repeated to the shape of the training ones, so that one network takes both.
-
-    Raises:
-        ValueError: no bank, or a damaged one.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {key: archive[key] for key in KEYS}
-        origin = json.loads(str(found["origin"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a feature bank, or a damaged one ({error})") from error
-    train, test = (torch.from_numpy(found[f"{part}_features"]) for part in ("train", "test"))
-    y, test_y = (torch.from_numpy(found[f"{part}_labels"]).long() for part in ("train", "test"))
-    if train.ndim != 3 or test.ndim != 3 or train.shape[2] != test.shape[2] or len(train) != len(y):
-        raise ValueError(
-            f"{path}: a bank needs train_features (N, 1 + V, D), test_features (M, 1, D) and a label for each, got "
-            f"{tuple(train.shape)}, {tuple(test.shape)}, {tuple(y.shape)} and {tuple(test_y.shape)}"
-        )
-    test = test.expand(-1, train.shape[1], -1)
-    names = tuple(map(str, found["class_names"]))
-    return Arrays(train_x=train, train_y=y, test_x=test, test_y=test_y, class_names=names), origin
-
-
 class DrawView:
-    """Put a random view of each image in the place of its plain features: (B, 1 + V, D) to the same shape.
+    """Put a random view of each image in the place of its plain features: (B, 1 + V, ...) to the same shape.
 
     Called again on the same batch, it draws from the views that are left, so that the two views of a contrastive loss
     are different ones.
@@ -197,9 +197,10 @@ class DrawView:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The batch with another view at position 0 of the second axis."""
-        if x.ndim != 3 or x.shape[1] < 2:
+        if x.ndim < 3 or x.shape[1] < 2:
             raise ValueError(
-                f"DrawView: a batch of features with views, (B, 1 + V, D), is needed, got {tuple(x.shape)}"
+                f"DrawView: a batch of features with views, (B, 1 + V, ..., D), is needed, got {tuple(x.shape)}. "
+                "Was the bank made without views?"
             )
         if x is not self._batch or self._next == x.shape[1] - 1:
             self._batch, self._next = x, 0

@@ -41,6 +41,12 @@ class Encoder(nn.Module):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.network(x)
+        if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(x):
+            form = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                "the encoder must give a vector for each image, (B, D) or (B, D, H, W), got "
+                f"{form} for {tuple(x.shape)}"
+            )
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
     def digest(self) -> str:
@@ -76,7 +82,11 @@ def _efficientnet_lite0(size: int) -> Encoder:
 def _torchvision(name: str, size: int) -> Encoder:
     from torchvision import models
 
-    network = models.get_model(name, weights="DEFAULT")
+    network = models.get_model(name, weights=None)
+    state = models.get_model_weights(name).DEFAULT.get_state_dict(weights_only=True, check_hash=True, progress=False)
+    network.load_state_dict(state)
+    if hasattr(network, "transform_input"):  # GoogLeNet and Inception, whose weights are of another normalisation
+        network.transform_input = True
     last = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(network, part))
     setattr(network, last, nn.Identity())
     return Encoder(network, size)

@@ -28,6 +28,8 @@ class StreamKind:
         normalise: mean and standard deviation of each channel, applied to every fetched image; none: images stay in
             [0, 1].
         rotated: whether each experience is all images under a rotation of its own.
+        features: whether its "images" are features with views from a bank, (1 + V, 1, D): networks get the plain ones,
+            and to augment is to take one of the V views.
     """
 
     source: str
@@ -38,6 +40,7 @@ class StreamKind:
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     normalise: Normalise | None = None
     rotated: bool = False
+    features: bool = False
 
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"  # how `data` names a data set of these
@@ -88,6 +91,9 @@ STREAMS: Mapping[str, StreamKind] = {
     "split_fmnist": StreamKind("fmnist", "Fashion-MNIST", 5, "mlp", augmentation={"scale": (0.6, 1.0), "flip": 0.5}),
     "split_cifar10": StreamKind("cifar10", "CIFAR-10", 5, "medium_cnn", augmentation=PHOTO, normalise=CIFAR_10),
     "split_cifar100": StreamKind("cifar100", "CIFAR-100", 10, "resnet18", augmentation=PHOTO, normalise=CIFAR_100),
+    "split_cifar100_frozen": StreamKind(
+        "cifar100_bank", "CIFAR-100 as features of a frozen ImageNet encoder", 10, "adapter", features=True
+    ),
     "split_tiny_imagenet": StreamKind(
         "tiny_imagenet",
         "Tiny-ImageNet",
@@ -116,6 +122,7 @@ class Stream:
         description: all of it in words, for results.
         note: what was done to the images and what was left out, in words; empty if nothing.
         angles: of rotated_mnist, each experience's in degrees, counter-clockwise.
+        unseen: queries and gallery of classes that are never trained on, two data sets; None: there are none.
     """
 
     kind: StreamKind
@@ -129,3 +136,4 @@ class Stream:
     description: str
     note: str = ""
     angles: list[float] = field(default_factory=list)
+    unseen: tuple[Any, Any] | None = None

@@ -20,7 +20,9 @@ from avalanche_contrastive.bench.data.arrays import (
     check_classes,
     check_memory,
     images_tensor,
+    is_bank,
     load_npz,
+    read_bank,
     stratified,
 )
 from avalanche_contrastive.bench.data.images import Header, Size, decode, header_of
@@ -32,7 +34,7 @@ TEST_SHARE = 0.2  # of a folder that has no test images of its own
 
 
 def load_own(path: str, image_size: int = 0) -> Arrays:
-    """Read a `.npz` file or a folder of images.
+    """Read a `.npz` file of images, a feature bank, or a folder of images.
 
     Args:
         path: of it.
@@ -52,7 +54,7 @@ def load_own(path: str, image_size: int = 0) -> Arrays:
         raise ValueError(f"{found}: expected a .npz file or a folder of images, this is a device or a pipe.")
     if image_size:
         raise ValueError(f"{found}: image_size is for folders of images; the images of a .npz file have one size.")
-    return load_npz(found)
+    return read_bank(found)[0] if is_bank(found) else load_npz(found)
 
 
 class _Folders(ImageFolder):

@@ -25,9 +25,12 @@ from avalanche_contrastive.bench.data.arrays import (
     images_tensor,
     label_array,
     load_npz,
+    read_bank,
+    read_origin,
     stratified,
 )
 from avalanche_contrastive.bench.data.images import decode
+from avalanche_contrastive.bench.data.kinds import StreamKind
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,17 @@ DOWNLOADS = {
 }
 
 
+# The stream that the bank has the images of.
+BANKS = {"cifar100_bank": "split_cifar100", "cifar10_bank": "split_cifar10"}
+SAME_ENCODER = ("weights", "image_size")  # of two banks, if their features are of one space
+
+
 @lru_cache(maxsize=2)
 def load(source: str, root: str = "") -> Arrays:
     """Decode a data set, once per process.
 
     Args:
-        source: "digits" or a key of DOWNLOADS.
+        source: "digits", a key of DOWNLOADS, or of BANKS: the file SOURCE.npz of the command `features`.
         root: folder of the downloads, "" for Avalanche's default. What is not there is downloaded, unless there is a
             file SOURCE.npz as described in `arrays.load_npz`; root may be such a file as well.
 
@@ -84,6 +92,8 @@ def load(source: str, root: str = "") -> Arrays:
     """
     if source == "digits":
         return _digits()
+    if source in BANKS:
+        return read_bank(bank_file(source, root))[0]
     kind = DOWNLOADS[source]
     folder = Path(root).expanduser() if root else Path(default_dataset_location(kind.place))
     file = folder if folder.is_file() else folder / f"{source}.npz"
@@ -91,6 +101,51 @@ def load(source: str, root: str = "") -> Arrays:
     if len(arrays.class_names) != kind.classes:
         raise ValueError(f"{folder}: {len(arrays.class_names)} classes; {kind.title} has {kind.classes}.")
     return arrays
+
+
+def bank_file(source: str, root: str) -> Path:
+    """Where a bank is, a key of BANKS.
+
+    Raises:
+        ValueError: it is not there; the message says how to make it.
+    """
+    path = Path(root).expanduser() if root else Path(default_dataset_location("feature_banks"))
+    file = path if path.is_file() else path / f"{source}.npz"
+    if not file.is_file():
+        raise ValueError(
+            f"{file}: no such feature bank. Make it once: avalanche-contrastive features --data {BANKS[source]} "
+            f"--encoder efficientnet_lite0 --out {file}; or name another folder (--root)."
+        )
+    return file
+
+
+def other_data(name: str, kind: StreamKind, root: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The test images of another data set, (N, C, H, W), and their classes.
+
+    Args:
+        name: key of DOWNLOADS or BANKS.
+        kind: of the stream that is trained on.
+        root: where its data are; the others are looked for there, too.
+
+    Raises:
+        ValueError: no such data, or they do not fit the stream, such as a bank of another encoder.
+    """
+    fitting = [other for other in (BANKS if kind.features else DOWNLOADS) if other != kind.source]
+    if name not in fitting or kind.source == "own":
+        others = "" if kind.source == "own" else f", or one of {', '.join(fitting)}"
+        raise ValueError(f"unseen: beside {kind.title} expected a list of classes{others}; got {name!r}.")
+    folder = str(Path(root).expanduser().parent) if root and Path(root).expanduser().is_file() else root
+    if name in BANKS:
+        files = bank_file(kind.source, root), bank_file(name, folder)
+        ours, theirs = map(read_origin, files)
+        for key in SAME_ENCODER:
+            if ours.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"{files[1]} was made by another encoder than {files[0]}: {key} {theirs.get(key)!r}, not "
+                    f"{ours.get(key)!r}. Delete it, and make it anew with the same --encoder and --image-size."
+                )
+    arrays = load(name, folder)
+    return arrays.test_x, arrays.test_y
 
 
 def _digits() -> Arrays:

@@ -15,7 +15,8 @@ from torchvision.transforms.v2.functional import rotate  # type: ignore[import-u
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
 from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
 from avalanche_contrastive.bench.data.named import load_data
-from avalanche_contrastive.bench.data.sources import load
+from avalanche_contrastive.bench.data.sources import load, other_data
+from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
 from avalanche_contrastive.data import fetch_whole_batches
 
@@ -62,6 +63,7 @@ def make_stream(
     experiences: int = 0,
     base_classes: int = 0,
     class_order: str | Sequence[int] = "",
+    unseen: str | Sequence[int] = "",
     train_images: int = 0,
     test_images: int = 0,
     image_size: int = 0,
@@ -83,6 +85,9 @@ def make_stream(
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
         class_order: "": shuffled by the seed; "natural"; or all classes in a list.
+        unseen: what compatibility is measured on, "" for nothing: all images of classes that are then not trained on
+            (the others are numbered anew, 0 ... K - 1), or the test images of other data by name, "cifar10_bank".
+            With validation it is not measured.
         train_images: at most so many training images, the same for every seed, each class with its share; 0: all.
             Of rotated_mnist it is the number for each domain, each with a choice of its own.
         test_images: likewise of the evaluated images.
@@ -106,15 +111,49 @@ def make_stream(
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     fetch_whole_batches()
     loaded = _load(kind, data, root, validation, image_size)
+    apart = other_data(unseen, loaded.kind, data) if unseen and isinstance(unseen, str) else None
+    if unseen and not isinstance(unseen, str):
+        loaded, apart = _set_apart(loaded, unseen)
+    caps, order = (train_images, test_images), (class_order, base_classes)
+    stream = _cut(loaded, seed, scenario, experiences, caps, order)
+    if apart is None or validation:
+        return stream
+    return with_unseen(stream, *apart, unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}")
+
+
+def _set_apart(loaded: _Loaded, unseen: Sequence[int]) -> tuple[_Loaded, tuple[Tensor, Tensor]]:
+    """What is left to train on without some classes, and these: plain images and classes."""
+    number = numbers_without(unseen, len(loaded.class_names))
+    views = slice(0, 1 if loaded.kind.features else None)
+    gone = [number[part.y] < 0 for part in loaded.parts]
+    pairs = [*zip(loaded.parts, gone, strict=True)]
+    x = torch.cat([part.x[rows][:, views] for part, rows in pairs])
+    y = torch.cat([part.y[rows] for part, rows in pairs])
+    train, held = (part.rows(np.flatnonzero(~rows)) for part, rows in pairs)
+    train, held = (replace(part, y=number[part.y]) for part in (train, held))
+    names = tuple(name for name, place in zip(loaded.class_names, number.tolist(), strict=True) if place >= 0)
+    return replace(loaded, class_names=names, train=train, held=held), (x, y)
+
+
+def _cut(
+    loaded: _Loaded,
+    seed: int,
+    scenario: str,
+    experiences: int,
+    caps: tuple[int, int],
+    order: tuple[str | Sequence[int], int],
+) -> Stream:
+    """The stream out of the data."""
+    kind = loaded.kind
     if kind.rotated:
-        return _rotated(loaded, seed, experiences or kind.experiences, (train_images, test_images))
-    loaded = replace(loaded, train=_capped(loaded.train, train_images), held=_capped(loaded.held, test_images))
+        return _rotated(loaded, seed, experiences or kind.experiences, caps)
+    loaded = replace(loaded, train=_capped(loaded.train, caps[0]), held=_capped(loaded.held, caps[1]))
     if scenario == "domain":
         return _domains(loaded, seed, experiences)
     classes = len(loaded.class_names)
-    sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), base_classes)
-    order, words = _order(class_order, classes, seed)
-    return _classes(loaded, order, sizes, words, task_labels=scenario == "task")
+    sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), order[1])
+    found, words = _order(order[0], classes, seed)
+    return _classes(loaded, found, sizes, words, task_labels=scenario == "task")
 
 
 def _refuse_classes(name: str, **given: Any) -> None:
@@ -218,6 +257,8 @@ def _load(kind: StreamKind, data: str, root: str, validation: bool, image_size: 
         if kind.source == "own"
         else load(kind.source, "" if kind.source == "digits" else data)
     )
+    if arrays.features:
+        kind = replace(kind, network="adapter", augmentation={}, normalise=None, features=True)
     train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
     if not validation:
         held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")
@@ -321,9 +362,10 @@ def _stream(
     counts = [len(experience.dataset) for experience in benchmark.test_stream]
     trained = sum(len(experience.dataset) for experience in benchmark.train_stream)
     channels, height, width = loaded.train.x.shape[1:]
+    features = f"features of {width} numbers, plain and of {channels - 1} views"
     description = (
         f"{loaded.kind.title}, {what}; {trained:,} training and {sum(counts):,} {loaded.held.name} images of "
-        f"{channels} x {height} x {width}"
+        f"{features if loaded.kind.features else f'{channels} x {height} x {width}'}"
     )
     return Stream(
         loaded.kind,

@@ -22,6 +22,7 @@ from avalanche.training.supervised import DER, SCR, Naive
 from torch import nn
 from torch.optim import Adam
 
+from avalanche_contrastive.bench.methods.heads import head_of
 from avalanche_contrastive.bench.methods.networks import LINEAR, Built, Classifier, Setting, projection
 from avalanche_contrastive.bench.methods.repaired import (
     LinearSLDA,
@@ -67,14 +68,16 @@ def from_scratch(s: Setting) -> Built:
 # ---- replay
 
 
-def replay(s: Setting, *, batch_size_mem: int = 32) -> Built:
+def replay(s: Setting, *, batch_size_mem: int = 32, head: str = "linear") -> Built:
     """Cross-entropy on the new data and a replay batch (ReplayPlugin).
 
     Args:
         batch_size_mem: rows of the memory in each step.
+        head: one of HEADS; "simplex" is fixed, with a direction for each class from the start.
     """
+    layer, readout = head_of(head, "replay")
     plugin = ReplayPlugin(s.config.memory, batch_size=s.config.batch_size, batch_size_mem=batch_size_mem)
-    return Built(s.naive(plugin), LINEAR)
+    return Built(s.naive(plugin, head=layer), readout)
 
 
 def er_ace(s: Setting, *, batch_size_mem: int = 32) -> Built:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torchvision.models  # type: ignore[import-untyped, unused-ignore]
-from avalanche.models import DynamicModule, make_icarl_net
+from avalanche.models import make_icarl_net
 from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -88,6 +88,26 @@ def medium_cnn(image_shape: ImageShape) -> Encoder:
     )
 
 
+def adapter(image_shape: ImageShape) -> Encoder:
+    """What is trained on the features of a frozen encoder: a layer of 256 units and one of 128."""
+    width = math.prod(image_shape)
+    layers = nn.Flatten(), nn.LayerNorm(width, elementwise_affine=False)
+    return Encoder(128, *layers, nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+
+
+def identity(image_shape: ImageShape) -> Encoder:
+    """The images, or the features of a bank, as they are: nothing to train before the classifier."""
+    return Encoder(math.prod(image_shape), nn.Flatten())
+
+
+class PlainFeatures(nn.Module):
+    """What lies at position 0 of a batch from a feature bank: the plain image, or the view that was drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + V, 1, D), or (B, 1, 1, D) without views, to (B, 1, 1, D) in the type of the weights."""
+        return x[:, :1].to(torch.get_default_dtype())
+
+
 def _block(inputs: int, outputs: int, *, pool: bool = False) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, *((nn.MaxPool2d(2),) if pool else ()), nn.BatchNorm2d(outputs), nn.ReLU()
@@ -141,6 +161,8 @@ def resnet_32_csd(image_shape: ImageShape) -> Encoder:
 
 NETWORKS: Mapping[str, Network] = {
     "mlp": Network(mlp, "two hidden layers of 100 units"),
+    "adapter": Network(adapter, "two layers of 256 and 128 units, for the features of a bank"),
+    "identity": Network(identity, "none: the features of a bank go to the classifier as they are"),
     "small_cnn": Network(small_cnn, "3 convolutions, 64 features, for images of 8 x 8 and a little more", smallest=2),
     "medium_cnn": Network(medium_cnn, "4 convolutions, 128 features, for images of 32 x 32 on a CPU", smallest=8),
     "mnist_cnn": Network(mnist_cnn, "2 convolutions and a layer, 500 features, Co2L's for R-MNIST", smallest=16),
@@ -244,47 +266,6 @@ class Classifier(nn.Module):
         return logits
 
 
-class CosineHead(nn.Linear):
-    """A linear layer without a bias whose rows are taken at unit length, as CSD's classifier is.
-
-    The norm is part of the forward pass, so any optimiser may move the rows. An ``nn.Linear``, so Recall@1 finds it.
-    """
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits: the length of the feature times its cosine with each row."""
-        return nn.functional.linear(input, nn.functional.normalize(self.weight, dim=1))
-
-
-class GrowingUnitHead(nn.Linear, DynamicModule):
-    """CSD's classifier as its authors train it: no bias, rows put to unit length in place, classes as they come.
-
-    The rows are divided by their length outside of the graph, before each forward pass, so the optimiser sees the
-    gradient as if they were free. The logit of a class that no training experience has had yet is MASKED: its row has
-    no part in any softmax, as if the head had not grown to it. An ``nn.Linear``, so that its input is the feature.
-    """
-
-    MASKED = -1000.0
-    seen: Tensor
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-        self.register_buffer("seen", torch.zeros(out_features, dtype=torch.bool))
-
-    def adaptation(self, experience: Any) -> None:
-        """Grow to the classes of an experience that is trained on."""
-        if self.training:
-            self.seen[list(experience.classes_in_this_experience)] = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits: the length of the feature times its cosine with each row."""
-        self.weight.data = nn.functional.normalize(self.weight.data, dim=1)
-        logits: Tensor = super().forward(input)
-        return logits.masked_fill(~self.seen, self.MASKED)
-
-
 class UnitLength(nn.Module):
     """L2 normalisation as a layer."""
 
@@ -312,6 +293,7 @@ class Setting:
         augmentation: maps an image batch to one of the same shape, a draw per image.
         common: keywords that every Avalanche strategy takes: train_mb_size, train_epochs, eval_mb_size, device,
             plugins, evaluator, eval_every.
+        features: whether the images are features from a bank, of which a network gets one view, as (1, 1, D).
     """
 
     config: Config
@@ -320,6 +302,7 @@ class Setting:
     network: str
     augmentation: Any
     common: Mapping[str, Any]
+    features: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -332,7 +315,10 @@ class Setting:
         Raises:
             ValueError: the network does not take images of this size.
         """
-        return make_encoder(self.network, self.image_shape)
+        if not self.features:
+            return make_encoder(self.network, self.image_shape)
+        encoder = make_encoder(self.network, (1, *self.image_shape[1:]))
+        return Encoder(encoder.features, PlainFeatures(), encoder)
 
     def classifier(self, head: Callable[[int, int], nn.Module] = nn.Linear) -> Classifier:
         """A fresh encoder with a fixed head for all classes."""
@@ -351,13 +337,13 @@ class Setting:
         copied = {**self.common, "plugins": list(self.common["plugins"])}
         return {**copied, "criterion": nn.CrossEntropyLoss(), **others}
 
-    def naive(self, *plugins: Any) -> Naive:
+    def naive(self, *plugins: Any, head: Callable[[int, int], nn.Module] = nn.Linear) -> Naive:
         """Fine-tuning of a fresh classifier with these plugins: a whole method is one line.
 
         Example:
             ``def my_ewc(s, *, strength=1.0): return s.naive(EWCPlugin(ewc_lambda=strength))``
         """
-        model = self.classifier()
+        model = self.classifier(head)
         keywords = self.keywords()
         keywords["plugins"] += plugins
         return Naive(model=model, optimizer=self.optimizer(model.parameters()), **keywords)

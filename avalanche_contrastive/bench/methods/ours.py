@@ -10,12 +10,12 @@ from avalanche.training.storage_policy import ParametricBuffer, ReservoirSamplin
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel
-from avalanche_contrastive.bench.methods.networks import LINEAR, Built, CosineHead, GrowingUnitHead, Setting
+from avalanche_contrastive.bench.methods.heads import head_of
+from avalanche_contrastive.bench.methods.networks import LINEAR, Built, Setting
 from avalanche_contrastive.registry import METHODS, load
 
 EXEMPLARS = "avalanche_contrastive.plugins.exemplars"
 STORAGES = ("class_balanced", "random_remainder", "first", "reservoir")
-HEADS = {"linear": nn.Linear, "cosine": CosineHead, "unit": GrowingUnitHead}
 
 
 def plain(s: Setting, **options: Any) -> Built:
@@ -69,14 +69,12 @@ def csd(s: Setting, *, head: str = "linear", **options: Any) -> Built:
     """CSD; it stores no image.
 
     Args:
-        head: "linear"; "cosine" for rows of unit length and no bias, the norm being part of the graph; or "unit", the
-            authors', which grows with the classes and has its rows put to unit length in place.
+        head: "linear"; "cosine" for rows of unit length and no bias, the norm being part of the graph; "unit", the
+            authors', which grows with the classes and has its rows put to unit length in place; or "simplex", fixed.
         options: of ``CSDPlugin``.
     """
-    if head not in HEADS:
-        raise ValueError(f"csd: head must be one of {tuple(HEADS)}, got {head!r}")
-    strategy = _strategy(s, "csd", s.classifier(HEADS[head]), options)
-    return Built(strategy, LINEAR if head == "linear" else "linear head with rows of unit length")
+    layer, readout = head_of(head, "csd")
+    return Built(_strategy(s, "csd", s.classifier(layer), options), readout)
 
 
 def _strategy(s: Setting, name: str, model: nn.Module, options: Mapping[str, Any], **others: Any) -> Any:

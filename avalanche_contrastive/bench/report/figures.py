@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import Grouped, Result
@@ -191,6 +191,49 @@ COST: Mapping[str, Column] = {
         spread_of(peak_memory, 1.0, 0), "MiB that torch had allocated on the GPU, highest of all experiences."
     ),
 }
+
+
+def compatibility(score: str) -> Mapping[str, Column]:
+    """The columns of compatible representations by one score, see ``metrics.compatibility``.
+
+    C[t, k] is the score of queries of the model after experience t in the gallery stored after experience k.
+    """
+
+    def of(name: str) -> Figure:
+        return lambda result: (result.get("compatibility") or {}).get(score, {}).get(name)
+
+    return {
+        "memory": MEMORY,
+        "self-test": _share(of("self_test"), "C[T, T], the last model's queries in a gallery that it has embedded."),
+        "AC": _share(
+            of("average_compatibility"),
+            "average compatibility, the share of pairs t > k in which new queries do at least as well in an old "
+            "gallery as its own model's, C[t, k] >= C[k, k] (CL2R's rule for ties).",
+        ),
+        "AC, ties fail": _share(
+            of("average_compatibility_ties_incompatible"), "the same with C[t, k] > C[k, k], as in CL2R's successor."
+        ),
+        "BC": _share(
+            of("backward_compatibility"),
+            "backward compatibility, mean over the old galleries of C[T, k] - C[k, k]: what the last model's queries "
+            "add where nothing is embedded anew.",
+        ),
+        "FC": _share(
+            of("forward_compatibility"),
+            "forward compatibility, mean over the models after the first of C[t, t - 1] - C[t, t]: how much worse the "
+            "gallery of the model before is than one's own.",
+        ),
+        "AM": _share(
+            of("average_multimodel_accuracy"), "average multi-model accuracy, mean of C on and below the diagonal."
+        ),
+        "update gain": Column(
+            spread_of(of("update_gain")),
+            "mean over the old galleries of C[T, T] - C[T, k]: what embedding them anew would add, and who spares it "
+            "gives up.",
+        ),
+    }
+
+
 # What a published number or a claim may be about.
 PUBLISHED: Mapping[str, Figure] = {
     "final accuracy": get("final_accuracy"),
@@ -248,11 +291,11 @@ def by_memory(rows: Sequence[Row], grouped: Grouped) -> list[Row]:
     return sorted(rows, key=lambda row: memory_of(row, grouped)) if len(memories(rows, grouped)) > 1 else list(rows)
 
 
-def stream_of(results: Sequence[Result]) -> tuple[Any, ...]:
+def stream_of(results: Sequence[Result]) -> tuple[str, ...]:
     """What must agree before two rows can be compared."""
     first = results[0]
-    keys = ("stream", "data", "scenario", "experiences", "base_classes", "train_images", "test_images")
-    return first["evaluated_on"], *(first["config"].get(key) for key in keys)
+    keys = ("stream", "data", "scenario", "experiences", "base_classes", "unseen", "train_images", "test_images")
+    return first["evaluated_on"], *(str(first["config"].get(key)) for key in keys)  # some are lists
 
 
 def drawn(result: Result) -> dict[str, Sequence[float]]:
@@ -307,7 +350,7 @@ def best_cells(rows: Sequence[Row], grouped: Grouped, columns: Sequence[Column])
 
     A row competes with rows of the same stream and memory and with those without a memory.
     """
-    of_stream: dict[tuple[Any, ...], list[int]] = {}
+    of_stream: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
         if row.config.method not in UPPER:
             of_stream.setdefault(stream_of(grouped[row.name]), []).append(index)

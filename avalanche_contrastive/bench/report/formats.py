@@ -110,6 +110,8 @@ def _figures(result: Result) -> Iterator[tuple[int, str, float]]:
     last = len(result["test_images"])
     of = "" if result["evaluated_on"] == "test" else "_on_validation"
     nested = {f"seconds_per_experience_{k}": v for k, v in (result.get("seconds_per_experience") or {}).items()}
+    for score, found in (result.get("compatibility") or {}).items():
+        nested |= {f"compatibility_{score}" if k == "matrix" else f"{k}_{score}": v for k, v in found.items()}
     for key, value in {**result, **nested}.items():
         if key in NO_FIGURES:
             continue
@@ -121,7 +123,9 @@ def _figures(result: Result) -> Iterator[tuple[int, str, float]]:
                 if _is_number(item):
                     yield experience, key + of, item
                 elif isinstance(item, list):
-                    yield from ((experience, f"{MATRICES.get(key, key)}_on_{j}{of}", x) for j, x in enumerate(item, 1))
+                    name = MATRICES.get(key, key)
+                    values = ((j, x) for j, x in enumerate(item, 1) if _is_number(x))
+                    yield from ((experience, f"{name}_on_{j}{of}", x) for j, x in values)
 
 
 def _is_number(value: object) -> bool:

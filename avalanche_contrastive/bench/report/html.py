@@ -16,8 +16,9 @@ from avalanche_contrastive.bench.config import TABLES
 from avalanche_contrastive.bench.files import Everything, write_text
 from avalanche_contrastive.bench.report.cells import Code, Table, count, listed, parts
 from avalanche_contrastive.bench.report.figures import classes
-from avalanche_contrastive.bench.report.pages import FIGURE_TITLES, results_page, sections
+from avalanche_contrastive.bench.report.pages import results_page, sections
 from avalanche_contrastive.bench.report.plots import COLOURS, FIGURES, drawing
+from avalanche_contrastive.bench.report.tables import figure_titles
 from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of
 
 
@@ -67,7 +68,7 @@ def _file(name: str) -> str:
 
 def _figures(grouped: Grouped, start: str) -> dict[str, Markup]:
     """Drawings by title; `start` begins their ids."""
-    titles = FIGURE_TITLES.items()
+    titles = figure_titles(grouped).items()
     return {title: Markup(drawing(FIGURES[name], grouped, f"{start}-{name}", title)) for name, title in titles}
 
 

@@ -21,8 +21,10 @@ from avalanche_contrastive.bench.report.figures import BEST
 from avalanche_contrastive.bench.report.tables import (
     ablation_table,
     chosen_table,
+    compatibility_tables,
     cost_table,
     definitions,
+    figure_titles,
     main_table,
     other_table,
     settings_tables,
@@ -30,12 +32,6 @@ from avalanche_contrastive.bench.report.tables import (
 )
 from avalanche_contrastive.bench.results import Grouped, load_all, suite_of
 
-FIGURE_TITLES = {
-    "accuracy_curves": "Accuracy on all experiences so far, after each experience",
-    "recall_curves": "Recall@1 after each experience",
-    "accuracy_matrices": "Accuracy on each experience after each experience",
-    "cost": "Seconds of each method",
-}
 OTHERS_NOTE = "At default settings, tuned on nothing: that they run, and where they end up; no comparison of methods."
 ABLATIONS_NOTE = "The setting of the full method, changed as named."
 TRIALS_NOTE = (
@@ -108,6 +104,7 @@ def _parts(grouped: Grouped) -> list[Part]:
     found = [
         Part("", main_table(grouped, define=False)),
         Part("figures", None),
+        *(Part(f"compatible representations, {score}", table) for score, table in compatibility_tables(grouped)),
         Part("cost", cost_table(grouped, define=False)),
         Part("paired comparisons", comparison_table(grouped)),
         Part("further strategies of Avalanche", other_table(grouped, define=False), OTHERS_NOTE),
@@ -150,7 +147,8 @@ def results_page(everything: Everything, figures: str = "results") -> str:
         blocks.append("\n".join(f"- {defined(term)}" for term in section.terms))
         for part in section.parts:
             if part.table is None:
-                blocks += [f"![{title}]({figures}/{section.title}/{name}.png)" for name, title in FIGURE_TITLES.items()]
+                titles = figure_titles(section.grouped or {}).items()
+                blocks += [f"![{title}]({figures}/{section.title}/{name}.png)" for name, title in titles]
             else:
                 heading = f"### {markdown(f'{section.title}: {part.heading}')}" if part.heading else ""
                 blocks += [heading, markdown(part.about), str(part.table).strip()]
@@ -166,6 +164,7 @@ def fill_page(path: Path, everything: Everything) -> None:
     """Put tables between the markers of a page.
 
     A marker is `<!-- table:SUITE -->` for the main table, `<!-- table:SUITE ROW ROW ... -->` for those rows,
+    `<!-- table:compatibility SUITE -->` for its compatible representations by the first score,
     `<!-- table:all -->` for the final accuracy in every suite, or `<!-- table:claims METHOD -->` for what the method's
     paper claims; the table ends at `<!-- /table -->`. The first table of a page says what the columns are.
 
@@ -196,9 +195,16 @@ def _table_for(suite: str, names: Sequence[str], everything: Everything, where: 
         if unknown := [name for name in names if name not in papers]:
             raise ValueError(f"{where}: a table asks for the claims of {unknown[0]!r}, known are {listed(papers)}")
         return claims_table(everything, *names[:1])
+    compatible = suite == "compatibility" and len(names) == 1
+    suite, names = (names[0], ()) if compatible else (suite, names)
     if suite not in everything:
         raise ValueError(f"{where}: a table asks for suite {suite!r}, which has no results{nearest(suite, everything)}")
     grouped = everything[suite]
+    if compatible:
+        found = compatibility_tables(grouped, define=define)
+        if not found:
+            raise ValueError(f"{where}: a table asks for the compatibility of {suite!r}, whose results have none")
+        return found[0][1]
     if unknown := [name for name in names if name not in grouped]:
         raise ValueError(f"{where}: a table asks for {listed(unknown)}, but the results hold {listed(grouped)}")
     return chosen_table(names, grouped, define=define) if names else main_table(grouped, define=define)
@@ -206,6 +212,8 @@ def _table_for(suite: str, names: Sequence[str], everything: Everything, where: 
 
 def command(parsed: argparse.Namespace) -> int:
     """Print or write tables."""
+    if parsed.format != "md" and (parsed.write or parsed.into):
+        raise ValueError("--format is of what is printed: pages written by --write and --into are Markdown")
     everything = load_all(parsed.results)
     if parsed.write:
         write_text(parsed.write, results_page(everything))

@@ -5,28 +5,22 @@ As PNG they are dark on white. As SVG, for the report, they take the colours of 
 import argparse
 import io
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
-
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from avalanche_contrastive.bench.config import TABLES, Row
+from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import write_bytes
+from avalanche_contrastive.bench.report.drawing import GREY, TEXT, new_grid, shown_rows, titled, words
 from avalanche_contrastive.bench.report.figures import (
     GROUPS,
     OURS,
-    by_memory,
-    classes,
     get,
     group_of,
     known,
@@ -34,8 +28,10 @@ from avalanche_contrastive.bench.report.figures import (
     memory_of,
     peak_memory,
 )
-from avalanche_contrastive.bench.report.stats import mean_matrix, mean_std
-from avalanche_contrastive.bench.results import Grouped, load_all, rows_of, suite_of
+from avalanche_contrastive.bench.report.matrices import accuracy_matrices, compatibility_matrices
+from avalanche_contrastive.bench.report.stats import mean_std
+from avalanche_contrastive.bench.report.tables import figure_titles
+from avalanche_contrastive.bench.results import Grouped, load_all, suite_of
 
 # On a light page, and on a dark one. Ours have the first three in every figure, baselines share the others. All stand
 # out from the page, and those of a kind from each other for the colour-blind too: tests measure both. In grey, dashes
@@ -49,15 +45,12 @@ COLOURS = (
     ("#1f1a70", "#7f72f5"),
     ("#8490a2", "#dfe2e5"),
 )
-TEXT, GREY = "#1b1f24", "#808080"  # on the page's own; between both pages
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 OUR_MARKERS = dict(zip(OURS, "osD", strict=True))
 MARKERS = "^vPX*<>hpd8"
 PER_PANEL = 6  # baselines that can be told apart in one panel
 ACROSS = 3  # panels of curves side by side
 DOTS = 140  # per inch
-LETTERS = 26  # in a line of a legend or above a matrix
-NUMBERED = 12  # up to so many experiences a matrix has its numbers written in
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a label may hold a $
     "svg.fonttype": "none",  # words stay words
@@ -100,9 +93,9 @@ def plot_all(grouped: Grouped, folder: Path) -> list[Path]:
         OSError: one cannot be written; what was there before is as it was.
     """
     paths = []
-    for name, draw in FIGURES.items():
+    for name in figure_titles(grouped):
         path = folder / f"{name}.png"
-        write_bytes(path, rendered(draw, grouped))
+        write_bytes(path, rendered(FIGURES[name], grouped))
         paths.append(path)
     return paths
 
@@ -155,22 +148,6 @@ def _saved(draw: Callable[[Grouped], Any], grouped: Grouped, kind: str, **more: 
         plt.close(figure)
     file.seek(0)
     return file
-
-
-def words(label: str) -> str:
-    """A label in lines of some letters, without signs that no font has."""
-    return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(label.split())), LETTERS)
-
-
-def shown_rows(grouped: Grouped) -> list[Row]:
-    """The rows of the figures: the main ones, or where there are none, those of another table."""
-    return by_memory(next(filter(None, (rows_of(grouped, table) for table in TABLES)), []), grouped)
-
-
-def _titled(row: Row, rows: Sequence[Row], grouped: Grouped) -> str:
-    """The label, with the memory where the rows have several sizes."""
-    size = memory_of(row, grouped)
-    return f"{row.label}, memory {size}" if size and len(memories(rows, grouped)) > 1 else row.label
 
 
 # ---- curves
@@ -233,7 +210,7 @@ def _curves(grouped: Grouped, key: str, label: str) -> Any:
     values = {row.name: 100 * np.array([result[key] for result in grouped[row.name]]) for row in rows}
     look = looks(rows)
     shown = panels(rows, grouped)
-    figure, grid = _grid(len(shown), ACROSS, (4.4, 4.2))
+    figure, grid = new_grid(len(shown), ACROSS, (4.4, 4.2))
     for axes, panel in zip(grid.flat, shown, strict=False):
         for row in panel.beside:
             curve(axes, "", look[row.label], values[row.name], focal=False)
@@ -279,65 +256,6 @@ def curve(axes: Any, label: str, look: Look, values: Any, *, focal: bool) -> Any
     return axes
 
 
-def _grid(panels: int, across: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure with at least one place; those that are not needed are blank."""
-    columns = min(across, max(1, panels))
-    lines = -(-max(1, panels) // columns)
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(size[0] * columns, size[1] * lines + 0.5), squeeze=False, layout="constrained"
-    )
-    for axes in grid.flat[panels:]:
-        axes.axis("off")
-    return figure, grid
-
-
-# ---- matrices
-
-
-def accuracy_matrices(grouped: Grouped) -> Any:
-    """A small heat map per row: mean accuracy on experience j after training on experience i."""
-    rows = shown_rows(grouped)
-    rows = [row for row in rows if len(grouped[row.name][0]["accuracy_matrix"]) > 1] or rows
-    figure, grid = _grid(len(rows), 5, (2.5, 2.65))
-    image: Any = None
-    for axes, row in zip(grid.flat, rows, strict=False):
-        results = grouped[row.name]
-        matrix = 100 * np.array(mean_matrix([result["accuracy_matrix"] for result in results]))
-        if results[0]["config"]["scenario"] != "domain" and len(matrix) > 1:  # classes not trained yet: nothing to show
-            matrix[np.triu_indices(len(matrix), 1, matrix.shape[1])] = np.nan
-        names = classes(results[0]) if results[0].get("class_names") else []
-        if not names or any(classes(result) != names for result in results):
-            names = [str(place + 1) for place in range(matrix.shape[1])]
-        image = heat_map(axes, words(_titled(row, rows, grouped)), matrix, names)
-    if image is not None:
-        figure.colorbar(image, ax=grid, label="accuracy (%), mean over seeds", shrink=min(1, 2 / len(grid)), aspect=25)
-    figure.supxlabel("evaluated on experience", fontsize="medium")
-    figure.supylabel("after training on experience", fontsize="medium")
-    return figure
-
-
-def heat_map(axes: Any, title: str, matrix: Any, names: Sequence[str]) -> Any:
-    """Draw a matrix in percent, nan in grey; returns the image."""
-    image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=100, interpolation="none")
-    axes.set_facecolor((*matplotlib.colors.to_rgb(GREY), 0.2))
-    if matrix.shape[1] <= NUMBERED:
-        small = 7 if matrix.shape[1] <= 6 else 5
-        for (i, j), value in np.ndenumerate(matrix):
-            if np.isfinite(value):
-                shade = "black" if value > 50 else "white"
-                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=small, color=shade)
-    for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
-        places = [*range(count)] if count <= NUMBERED else [0, *range(4, count, 5)]
-        axis.set_ticks(
-            places, [textwrap.shorten(names[place], 20, placeholder="…") for place in places], fontsize="small"
-        )
-    if max(map(len, names)) > 3:
-        axes.tick_params(axis="x", rotation=90)
-    axes.set_title(title, fontsize="small")
-    axes.spines[:].set_visible(False)
-    return image
-
-
 # ---- cost
 
 
@@ -352,7 +270,7 @@ def cost(grouped: Grouped) -> Any:
     _seconds(grid[0, 0], rows, grouped)
     if any(measured):
         bars(grid[0, 1], rows, [found[0] if found else 0.0 for found in measured], "peak memory (MiB)")
-    grid[0, 0].set_yticks(range(len(rows)), [words(_titled(row, rows, grouped)) for row in rows])
+    grid[0, 0].set_yticks(range(len(rows)), [words(titled(row, rows, grouped)) for row in rows])
     grid[0, 0].invert_yaxis()
     return figure
 
@@ -384,6 +302,7 @@ FIGURES: Mapping[str, Callable[[Grouped], Any]] = {
     "accuracy_curves": accuracy_curves,
     "recall_curves": recall_curves,
     "accuracy_matrices": accuracy_matrices,
+    "compatibility": compatibility_matrices,
     "cost": cost,
 }
 

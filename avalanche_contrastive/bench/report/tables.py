@@ -12,6 +12,7 @@ from avalanche_contrastive.bench.report.figures import (
     Column,
     best_cells,
     by_memory,
+    compatibility,
     further,
     is_ours,
     own_streams,
@@ -19,11 +20,35 @@ from avalanche_contrastive.bench.report.figures import (
 from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
 SAME = "the same setting"
+ACCURACIES = "Accuracies and Recall@1 in percent, on {images} images."
+UNSEEN = (
+    "Scores in percent and their differences in percentage points, on classes that no model was trained on. C[t, k] is "
+    "the score of queries of the model after experience t in the gallery that the model after experience k has "
+    "embedded; T is the last."
+)
+
+FIGURE_TITLES = {
+    "accuracy_curves": "Accuracy on all experiences so far, after each experience",
+    "recall_curves": "Recall@1 after each experience",
+    "accuracy_matrices": "Accuracy on each experience after each experience",
+    "compatibility": "Compatible representations: new queries in old galleries",
+    "cost": "Seconds of each method",
+}
 
 
 def main_table(grouped: Grouped, *, define: bool = True) -> Table:
     """Accuracy and Recall@1 of the main rows; with `define` the caption says what the columns are."""
     return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, ACCURACY, define=define)
+
+
+def compatibility_tables(grouped: Grouped, *, define: bool = True) -> list[tuple[str, Table]]:
+    """Score and table of compatible representations, for each score that the main rows have."""
+    rows = by_memory(rows_of(grouped, "main"), grouped)
+    found = dict.fromkeys(s for row in rows for result in grouped[row.name] for s in result.get("compatibility") or {})
+    return [
+        (score, figures_table(rows, grouped, compatibility(score), define=define and n == 0, about=UNSEEN))
+        for n, score in enumerate(found)
+    ]
 
 
 def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
@@ -61,7 +86,9 @@ def chosen_table(names: Sequence[str], grouped: Grouped, *, define: bool = True)
 def figure_tables(grouped: Grouped, *, define: bool = False) -> list[tuple[str, Table]]:
     """Title and table of every table of figures that has rows; with `define` the first says what its columns are."""
     main = main_table(grouped, define=define)
-    found = [("accuracy", main), ("cost", cost_table(grouped, define=define))]
+    found = [("accuracy", main)]
+    found += [(f"compatibility, {score}", table) for score, table in compatibility_tables(grouped, define=define)]
+    found.append(("cost", cost_table(grouped, define=define)))
     for title, of_kind in (("further strategies", other_table), ("ablations", ablation_table), ("trials", trial_table)):
         found.append((title, of_kind(grouped, define=define and not main)))
     return [(title, table) for title, table in found if table]
@@ -72,8 +99,16 @@ def all_tables(grouped: Grouped) -> str:
     return "\n".join(str(table) for _, table in figure_tables(grouped, define=True))
 
 
-def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Column], *, define: bool) -> Table:
-    """Figures of rows; columns in which no row has anything are left out."""
+def figure_titles(grouped: Grouped) -> dict[str, str]:
+    """Those of FIGURE_TITLES that the results have something for."""
+    measured = any(result.get("compatibility") for row in grouped.values() for result in row)
+    return {name: title for name, title in FIGURE_TITLES.items() if measured or name != "compatibility"}
+
+
+def figures_table(
+    rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, Column], *, define: bool, about: str = ""
+) -> Table:
+    """Figures of rows; columns in which no row has anything are left out. `about` says what they are."""
     accuracies = columns is ACCURACY
     columns = {**columns, **further(rows, grouped)} if accuracies else columns
     cells = {name: [column.cell(grouped[row.name]) for row in rows] for name, column in columns.items()}
@@ -86,7 +121,9 @@ def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, C
         ("method", *cells),
         tuple(zip(labels, *cells.values(), strict=True)),
         "l" + "r" * len(cells),
-        caption(rows, grouped, accuracies=accuracies) + (f" {BEST}" if best and define else "") if rows else "",
+        caption(rows, grouped, ACCURACIES if accuracies else about) + (f" {BEST}" if best and define else "")
+        if rows
+        else "",
         tuple(f"{mark} {note}" for note, mark in marks.items()),
         frozenset(index for index, row in enumerate(rows) if is_ours(row) and row.table == "main"),
         frozenset((i, j + 1) for i, j in best),
@@ -94,15 +131,15 @@ def figures_table(rows: Sequence[Row], grouped: Grouped, columns: Mapping[str, C
     )
 
 
-def caption(rows: Sequence[Row], grouped: Grouped, *, accuracies: bool) -> str:
-    """What the numbers are: spread, seeds, images."""
+def caption(rows: Sequence[Row], grouped: Grouped, about: str) -> str:
+    """What the numbers are: spread, seeds, and `about`, in which {images} stands for what they are on."""
     results = [result for row in rows for result in grouped[row.name]]
     seeds = sorted({int(result["seed"]) for result in results})
     orders = own_streams([grouped[row.name] for row in rows])
     images = " and ".join(sorted({result["evaluated_on"] for result in results}))
     spread = f"Mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
     lines = [f"{spread} ({listed(seeds)}){orders}."]
-    lines += [f"Accuracies and Recall@1 in percent, on {images} images."] if accuracies else []
+    lines += [about.format(images=images)] if about else []
     partial = [f"{row.label} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
     lines += [f"Fewer seeds: {listed(partial)}."] if partial else []
     return " ".join(lines)

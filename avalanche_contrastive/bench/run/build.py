@@ -19,7 +19,8 @@ from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
-from avalanche_contrastive.bench.run.measure import NO_MEMORY, autocast, device_of, is_out_of_memory
+from avalanche_contrastive.bench.run.compatible import unseen_metrics
+from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
@@ -55,7 +56,7 @@ def check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str
             build(row.config, streams[kind], place)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise ValueError(f"{row.name}: {NO_MEMORY}") from error
+                raise ValueError(no_memory(row.name, row.config.batch_size)) from error
             raise
     for note in dict.fromkeys(stream.note for stream in streams.values() if stream.note):
         print(f"note: {note}", file=sys.stderr)
@@ -120,7 +121,11 @@ def build(
     """
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
-        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise
+        config.augmentation,
+        stream.image_shape,
+        kind.augmentation,
+        normalise=kind.normalise,
+        features=kind.features,
     )
     plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
@@ -132,7 +137,8 @@ def build(
     same_classes = config.scenario == "domain"
     # By the usual rule for ties a network that has collapsed to a point would find everything.
     retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *further]
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
+    metrics += further
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
         evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
@@ -151,6 +157,7 @@ def build(
         classes=stream.classes,
         network=config.network or kind.network,
         augmentation=augmentation,
+        features=kind.features,
         common=common,
     )
     module, _, function = method.build.partition(":")

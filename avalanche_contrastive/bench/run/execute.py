@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from avalanche_contrastive.bench.report.stats import (
 )
 from avalanche_contrastive.bench.results import fingerprint
 from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
+from avalanche_contrastive.bench.run.compatible import compatibility_figures
 from avalanche_contrastive.bench.run.logs import Logs, log_metrics, logging
 from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock, describe_device, device_of
 from avalanche_contrastive.bench.run.pool import Job, Report
-from avalanche_contrastive.bench.run.resume import Keeper
+from avalanche_contrastive.bench.run.resume import COSTS, Keeper
+from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.parallel.plugin import processes
 
 EVAL_BATCH = 256
@@ -88,6 +91,7 @@ def execute(
         "readout": built.readout,
         **summary(found, stream.counts),
         **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
+        **({"compatibility": compatibility_figures(built.strategy)} if stream.unseen else {}),
         **cost,
         "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
@@ -142,9 +146,10 @@ def _train_and_evaluate(
     logs: Logs | None,
 ) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
     """The metrics after each step, and what the steps cost."""
-    train_stream = stream.benchmark.train_stream
-    figures, cost = keeper.resume(strategy, train_stream)
-    cost = cost or {"training": [], "evaluation": [], "memory": []}
+    # All data that a checkpoint may name: a metric holds the unseen ones.
+    data = [*stream.benchmark.train_stream, *(SimpleNamespace(dataset=half) for half in stream.unseen or ())]
+    figures, cost = keeper.resume(strategy, data)
+    cost = cost or {name: [] for name in COSTS}
     loading = {"drop_last": True} if config.drop_last else {}
     with logging(logs, strategy, len(figures), config.as_dict()):
         for step in steps[len(figures) :]:
@@ -152,14 +157,15 @@ def _train_and_evaluate(
             start = clock(peak.device)
             strategy.train(step, **loading)
             trained = clock(peak.device)
-            figures.append(strategy.eval(stream.benchmark.test_stream))
+            values = strategy.eval(stream.benchmark.test_stream)
+            figures.append({name: value for name, value in values.items() if not isinstance(value, MatrixValue)})
             cost["training"].append(round(trained - start, 3))
             cost["evaluation"].append(round(clock(peak.device) - trained, 3))
             cost["memory"].append(round(peak.stop(), 1))
             if len(figures) < len(steps):
                 done = f"experience {len(figures)}/{len(steps)}"
                 keeper.say(len(figures), done, f"{done} · {_so_far(figures, stream.counts, start)}")
-                keeper.save(strategy, train_stream, figures, cost)
+                keeper.save(strategy, data, figures, cost)
     return figures, {
         "seconds_per_experience": {"training": cost["training"], "evaluation": cost["evaluation"]},
         "seconds_training": round(sum(cost["training"]), 3),

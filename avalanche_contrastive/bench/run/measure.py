@@ -17,7 +17,6 @@ from avalanche_contrastive._launch import launched
 from avalanche_contrastive.parallel.plugin import local_device
 
 MIB = 1024 * 1024
-NO_MEMORY = "out of memory. Give a smaller batch_size or network, fewer train_images, or fewer --jobs at a time"
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -62,6 +61,14 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
         return _high_water() if self._resets else _peak_since_start()
+
+
+def no_memory(row: str, batch_size: int) -> str:
+    """What to say of a row that is out of memory."""
+    return (
+        f"{row} is out of memory with batch_size {batch_size}. Give a smaller batch_size or network, fewer "
+        "train_images, or fewer --jobs at a time"
+    )
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from avalanche_contrastive.bench.config import METHODS, SHARED, Config, Row, folder, nearest, read_toml, updated
+from avalanche_contrastive.bench.config import METHODS, SHARED, Config, Row, nearest, shared_by, updated
 from avalanche_contrastive.registry import Grid, Option
 
 DRAW_SEED = 0
@@ -45,9 +45,8 @@ def plan_of(suite: str, *, number: int | None = None, seeds: Sequence[int] | Non
     Raises:
         ValueError: an unknown key there or in its grid, a value of the wrong kind, or a seed that results may have.
     """
-    path = folder(suite) / SHARED
     where = f"{suite}/{SHARED}, [tune]"
-    raw = _table(read_toml(path).get("tune", {}) if path.is_file() else {}, where)
+    raw = _table(shared_by(suite).get("tune", {}), where)
     for key in raw:
         if key not in PLAN:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, PLAN)}")

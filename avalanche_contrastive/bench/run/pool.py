@@ -29,7 +29,7 @@ import torch
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import Config
 from avalanche_contrastive.bench.run import together
-from avalanche_contrastive.bench.run.measure import NO_MEMORY, is_out_of_memory
+from avalanche_contrastive.bench.run.measure import is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.progress import Key, Progress
 
 Outcome = dict[str, Any] | str  # a result, or what went wrong
@@ -277,7 +277,9 @@ def _attempt(work: Work, job: Job) -> Outcome:
         if launched() > 1:
             raise together.end_all(job.label) from error
         trace = traceback.format_exc()
-        return f"{job.label}:\n{trace}{NO_MEMORY}" if is_out_of_memory(error) else trace
+        return (
+            f"{job.label}:\n{trace}{no_memory(job.name, job.config.batch_size)}" if is_out_of_memory(error) else trace
+        )
 
 
 def train_along(work: Work, job: Job) -> None:

@@ -13,7 +13,7 @@ from avalanche_contrastive.bench.files import check_writable, read_json, toml, w
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import versions
-from avalanche_contrastive.bench.run.plan import Plan, candidates, plan_of
+from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
 from avalanche_contrastive.bench.run.pool import Job, last_line
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 from avalanche_contrastive.bench.selection import assignments, chosen_rows
@@ -272,6 +272,8 @@ def write_row(row: Row, comment: str, path: Path) -> None:
     lines += [f"{key} = {toml(value)}" for key, value in {**shown, **changed}.items()]
     if options:
         lines += ["", "[options]"] + [f"{key} = {toml(value)}" for key, value in options.items()]
+    if grid := grid_table(row.tune.get("grid", {}), row.name):
+        lines += ["", "[tune.grid]"] + [f"{toml(key)} = {toml(list(values))}" for key, values in grid.items()]
     write_text(path, "\n".join(lines) + "\n")
 
 
