@@ -12,9 +12,10 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
-from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
-from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
-from avalanche_contrastive.bench.data.named import load_data
+from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, stratified
+from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind
+from avalanche_contrastive.bench.data.named import read_named
+from avalanche_contrastive.bench.data.own import assembled, load_own
 from avalanche_contrastive.bench.data.sources import load, other_data
 from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
@@ -68,7 +69,6 @@ def make_stream(
     test_images: int = 0,
     image_size: int = 0,
     validation: bool = False,
-    root: str = "",
 ) -> Stream:
     """The stream of one run.
 
@@ -94,7 +94,6 @@ def make_stream(
         image_size: of a folder of your own: the side that all images get; 0: their median, if they differ.
         validation: evaluate on validation images instead of the test images, which are then not even in the
             benchmark: those of the data, or a stratified fifth of the training images. For `tune`.
-        root: folder of what `load_data` downloads.
 
     Raises:
         ValueError: an unknown stream or scenario, numbers that do not go with the data, or unreadable data.
@@ -110,7 +109,7 @@ def make_stream(
     if scenario == "domain":
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     fetch_whole_batches()
-    loaded = _load(kind, data, root, validation, image_size)
+    loaded = _load(kind, data, validation, image_size)
     apart = other_data(unseen, loaded.kind, data) if unseen and isinstance(unseen, str) else None
     if unseen and not isinstance(unseen, str):
         loaded, apart = _set_apart(loaded, unseen)
@@ -233,7 +232,21 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
     return turned.flatten().round().long() - 1
 
 
-_own = lru_cache(maxsize=1)(load_data)  # decoded once per process
+@lru_cache(maxsize=1)  # decoded once per process
+def load_data(data: str, image_size: int = 0) -> Arrays:
+    """Read what a config's `data` names.
+
+    Args:
+        data: "torchvision:NAME", "hf:NAME" or "hf:PATH", or what `load_own` reads.
+        image_size: side that all images get; 0: if they differ in size, their median, see `load_folder`.
+
+    Raises:
+        ValueError: no such data set, or one that cannot be classified or read.
+    """
+    if not data.startswith((TORCHVISION, HUGGINGFACE)):
+        return load_own(data, image_size)
+    found = read_named(data)
+    return assembled(data, found.images, found.labels, found.class_names, image_size, notes=[found.note])
 
 
 def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:
@@ -249,11 +262,11 @@ def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[i
     return list(wanted), "given"
 
 
-def _load(kind: StreamKind, data: str, root: str, validation: bool, image_size: int) -> _Loaded:
+def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Loaded:
     if image_size and kind.source != "own":
         raise ValueError(f"{kind.title}: image_size is for folders of your own images.")
     arrays = (
-        _own(data, image_size, root)
+        load_data(data, image_size)
         if kind.source == "own"
         else load(kind.source, "" if kind.source == "digits" else data)
     )

@@ -15,7 +15,7 @@ from avalanche_contrastive import ExperienceSchedule
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import STREAM_KEYS, Config, Row, method_of, nearest
 from avalanche_contrastive.bench.data.augment import make_augmentation
-from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
+from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, with_root
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
@@ -103,22 +103,14 @@ def stream_of(config: Config, seed: int, *, validation: bool = False, root: str 
     root = os.path.expanduser(root)
     if ":" in config.stream:
         return own_stream(config.stream, seed, validation=validation, root=root, wanted=wanted)
-    data = config.data if config.stream == "own" else root
-    return make_stream(config.stream, seed, data=data, root=root, validation=validation, **wanted)
+    data = with_root(config.data, root) if config.stream == "own" else root
+    return make_stream(config.stream, seed, data=data, validation=validation, **wanted)
 
 
 def build(
     config: Config, stream: Stream, device: torch.device, report: Report | None = None, further: Sequence[Any] = ()
 ) -> Built:
-    """The strategy of a config, with the same evaluator and the same fairness plugins for every method.
-
-    Args:
-        config: of the run.
-        stream: its data.
-        device: where to train.
-        report: hears of progress.
-        further: metrics beside those of every run.
-    """
+    """The strategy of a config; evaluator, fairness plugins and `further` metrics are the same for every method."""
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
         config.augmentation,

@@ -79,12 +79,15 @@ class Keeper:
             "cost": {name: list(values) for name, values in cost.items()},
             "seconds": self.seconds(),
         }
+        loggers, strategy.evaluator.loggers = strategy.evaluator.loggers, []  # which are of this process alone
         try:
             checkpoint.save(strategy, self.path, stream=stream, extra=extra)
         except (checkpoint.CheckpointError, OSError) as error:
             self.say(len(figures), *2 * (f"goes on without checkpoints: {error}",))
             remove_checkpoint(self.path)
             self.path = None
+        finally:
+            strategy.evaluator.loggers = loggers
 
     def seconds(self) -> float:
         """Since the run began, without the time between its processes."""
