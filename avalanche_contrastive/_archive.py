@@ -22,11 +22,29 @@ from torch import Tensor
 
 from avalanche_contrastive._files import remove_left_over, replacing
 
-__all__ = ["DTYPES", "INTEGER_BITS", "ArchiveError", "read_plain", "write_plain"]
+__all__ = ["DTYPES", "INTEGER_BITS", "CheckpointError", "read_plain", "write_plain"]
 
 LEFT_OVER_SECONDS = 3600.0
 INSTRUCTIONS = 2_000_000  # of a pickle; a parameter takes about forty
+DIMENSIONS = 64  # of a tensor; numpy has no more
 INTEGER_BITS = 2000  # more would take another instruction
+KNOWN = (
+    *(
+        "PROTO",
+        "STOP",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "BINUNICODE",
+    ),
+    *("EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "REDUCE", "BINPERSID"),
+)
 STORAGES = {
     f"{name}Storage": getattr(torch, dtype)
     for name, dtype in {
@@ -38,15 +56,15 @@ STORAGES = {
 DTYPES = frozenset(STORAGES.values())  # of tensors that can be saved
 
 
-class ArchiveError(ValueError):
-    """A file with more than plain data in it, or a damaged one; the message begins with its path."""
+class CheckpointError(ValueError):
+    """A strategy that cannot be saved, or a file that cannot be restored into it: the message has the reason."""
 
 
 def write_plain(path: Path, content: dict[str, Any]) -> None:
     """Write a file, whole or not at all.
 
     Raises:
-        ArchiveError: it would have too many parts to be read again.
+        CheckpointError: it would have too many parts to be read again.
         OSError: it could not be written.
     """
     data = io.BytesIO()  # in memory first: torch turns an error of the disk into one of its own
@@ -65,14 +83,15 @@ def read_plain(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        ArchiveError: it holds more than plain data, or is damaged.
+        CheckpointError: it holds more than plain data, or is damaged.
     """
-    if path.is_dir():
-        raise ArchiveError(f"{path}: a checkpoint is a file, and this is a folder.")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        kind = "folder" if path.is_dir() else "device or a pipe"
+        raise CheckpointError(f"{path}: a checkpoint is a file, and this is a {kind}.")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
-            raise ArchiveError(f"{path}: the file is empty. Was its disk full, or the machine switched off?")
+            raise CheckpointError(f"{path}: the file is empty. Was its disk full, or the machine switched off?")
         is_zip = file.read(2) == b"PK"
         try:
             with zipfile.ZipFile(file) as archive:
@@ -80,21 +99,21 @@ def read_plain(path: Path) -> Any:
                 return _Reader(archive).load()
         except Exception as error:  # whatever is in the file, and however a reader fails on it
             if isinstance(error, zipfile.BadZipFile) and is_zip:
-                raise ArchiveError(f"{path}: the file is cut short or damaged ({error}).") from error
+                raise CheckpointError(f"{path}: the file is cut short or damaged ({error}).") from error
             why = f"it holds more than plain data, or is damaged ({error!r:.200}). Is it a model's state dict?"
             why = why if is_zip else "it is no file that torch.save writes."
-            raise ArchiveError(f"{path}: not a checkpoint: {why} Nothing in it was run.") from error
+            raise CheckpointError(f"{path}: not a checkpoint: {why} Nothing in it was run.") from error
 
 
 def _check_directory(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive that would be larger than it is, before anything is unpacked."""
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
-        raise ArchiveError("its members are compressed, which torch never does")
+        raise CheckpointError("its members are compressed, which torch never does")
     if any(member.file_size != member.compress_size for member in members) or sum(m.file_size for m in members) > size:
-        raise ArchiveError("its members claim to be larger than the file")
+        raise CheckpointError("its members claim to be larger than the file")
     if len({member.filename for member in members}) < len(members):
-        raise ArchiveError("several of its members have one name")
+        raise CheckpointError("several of its members have one name")
 
 
 def _pickle_of(archive: zipfile.ZipFile) -> tuple[str, bytes]:
@@ -103,7 +122,7 @@ def _pickle_of(archive: zipfile.ZipFile) -> tuple[str, bytes]:
     data = archive.read(name)
     for number, _ in enumerate(pickletools.genops(data)):
         if number > INSTRUCTIONS:
-            raise ArchiveError(f"the state has too many parts, more than {INSTRUCTIONS:,} instructions to read it")
+            raise CheckpointError(f"the state has too many parts, more than {INSTRUCTIONS:,} instructions to read it")
     return name.removesuffix("data.pkl"), data
 
 
@@ -118,15 +137,13 @@ class _Memo(dict[int, Any]):
 class _Reader(pickle._Unpickler):
     """Python's own reader, restricted: no class is looked up, and nothing is called but `_tensor` and `_no_hooks`."""
 
-    stack: list[Any]
-
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
         self.folder, data = _pickle_of(archive)
         self.taken: set[str] = set()  # storages: each is of one tensor
         order = f"{self.folder}byteorder"
         if order in archive.namelist() and archive.read(order) != sys.byteorder.encode():
-            raise ArchiveError("it was written on a machine with the other order of bytes")
+            raise CheckpointError("it was written on a machine with the other order of bytes")
         super().__init__(io.BytesIO(data))
         self.memo = _Memo()
 
@@ -134,60 +151,30 @@ class _Reader(pickle._Unpickler):
         """One of two functions, or the type of a storage."""
         known = {"_rebuild_tensor_v2": _tensor, "OrderedDict": _no_hooks, **STORAGES}
         if module not in ("torch", "torch._utils", "collections") or name not in known:
-            raise ArchiveError(f"{module}.{name} is no plain data")
+            raise CheckpointError(f"{module}.{name} is no plain data")
         return known[name]
 
     def persistent_load(self, pid: Any) -> Tensor:
         """The numbers of a storage, as many as it claims."""
         _, dtype, key, _, length = pid
         if key in self.taken or dtype not in DTYPES:
-            raise ArchiveError("two tensors of the same numbers")
+            raise CheckpointError("two tensors of the same numbers")
         self.taken.add(key)
         data = bytearray(self.archive.read(f"{self.folder}data/{key}"))
         if length * dtype.itemsize != len(data):
-            raise ArchiveError(f"a tensor claims {length} numbers and has {len(data)} bytes")
+            raise CheckpointError(f"a tensor claims {length} numbers and has {len(data)} bytes")
         return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+    stack: list[Any]
 
     def set_items(self, items: list[Any]) -> None:
         """Fill a dict. Its keys are strings, which cannot be made to collide."""
         if type(self.stack[-1]) is not dict or not all(type(name) is str for name in items[::2]):
-            raise ArchiveError("keys that are no names")
+            raise CheckpointError("keys that are no names")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **{
-            getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
-            for name in [
-                "PROTO",
-                "STOP",
-                "NONE",
-                "NEWTRUE",
-                "NEWFALSE",
-                "BININT",
-                "BININT1",
-                "BININT2",
-                "LONG1",
-                "BINFLOAT",
-                "BINUNICODE",
-                "EMPTY_LIST",
-                "EMPTY_DICT",
-                "EMPTY_TUPLE",
-                "MARK",
-                "TUPLE",
-                "TUPLE1",
-                "TUPLE2",
-                "TUPLE3",
-                "APPEND",
-                "APPENDS",
-                "BINPUT",
-                "LONG_BINPUT",
-                "BINGET",
-                "LONG_BINGET",
-                "GLOBAL",
-                "REDUCE",
-                "BINPERSID",
-            ]
-        },
+        **{getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in KNOWN},
         pickle.SETITEM[0]: lambda self: self.set_items([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.set_items(self.pop_mark()),
     }
@@ -203,8 +190,10 @@ def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     expected = 1
     for step, length in sorted((step, length) for step, length in zip(stride, size, strict=True) if length != 1):
         if len(numbers) and step != expected:
-            raise ArchiveError("a tensor whose parts overlap")
+            raise CheckpointError("a tensor whose parts overlap")
         expected *= length
+    if len(size) > DIMENSIONS:
+        raise CheckpointError("a tensor with too many axes")
     if type(numbers) is not Tensor or offset != 0 or math.prod(size) != len(numbers) or hooks != {}:
-        raise ArchiveError("a tensor that is a part of another, or claims to have more numbers than it has")
+        raise CheckpointError("a tensor that is a part of another, or claims to have more numbers than it has")
     return numbers.as_strided(size, stride) if len(numbers) else numbers.reshape(size)

@@ -18,7 +18,6 @@ __all__ = [
     "check_shape",
     "check_targets",
     "check_weight",
-    "is_number",
 ]
 
 
@@ -83,21 +82,21 @@ def check_targets(name: str, y: Tensor, groups: Tensor) -> None:
 def check_positive(name: str, **values: float) -> None:
     """Refuse values that are not finite numbers > 0."""
     for argument, value in values.items():
-        if not is_number(value) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ValueError(f"{name}: {argument} must be a finite number > 0, got {value!r}.")
 
 
 def check_weight(name: str, **values: float) -> None:
     """Refuse values that are not finite numbers >= 0."""
     for argument, value in values.items():
-        if not is_number(value) or not 0 <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise ValueError(f"{name}: {argument} must be a finite number >= 0, got {value!r}.")
 
 
 def check_probability(name: str, **values: float) -> None:
     """Refuse values that are not numbers in [0, 1]."""
     for argument, value in values.items():
-        if not is_number(value) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ValueError(f"{name}: {argument} is a probability in [0, 1], got {value!r}.")
 
 
@@ -113,10 +112,6 @@ def check_flag(name: str, **values: bool) -> None:
     for argument, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}: {argument} must be True or False, got {value!r}.")
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -3,8 +3,9 @@
 import errno
 import glob
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,24 +21,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of ``path`` when the block ends without an error.
 
     It is written beside the target and moved there, so that a kill or a full disk leaves the old file as it was. The
-    folder is made if there is none.
+    folder is made if there is none. A file that is replaced keeps its mode; the mode of a new one follows the umask.
 
     Raises:
         OSError: it could not be written; where space is lacking, the message says how much is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with temporary.open("xb") as file:
+            try:
+                if path.exists():
+                    os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         if error.errno in FULL:
             raise OSError(error.errno, f"could not write {path}: {no_space(path.parent, error)}") from error

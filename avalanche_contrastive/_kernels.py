@@ -55,7 +55,8 @@ def cross_entropy_of_others(
     if weight is None:
         weight = z.new_full((len(z),), 1 / len(z))
     if torch._C._are_functorch_transforms_active():  # the function below would cost 26 us more to serve them, too
-        similarity = without_self(z / temperature @ _columns(z, others).T)
+        columns = z if others is None else torch.cat([z, others])
+        similarity = without_self(z / temperature @ columns.T)
         return ((similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)) * weight).sum()
     loss: Tensor = _CrossEntropyOfOthers.apply(z, target, temperature, others, weight)
     return loss
@@ -66,7 +67,8 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, target: Tensor, temperature: float, others: Tensor | None, weight: Tensor
     ) -> Tensor:
-        similarity = without_self(z / temperature @ _columns(z, others).T)
+        columns = z if others is None else torch.cat([z, others])
+        similarity = without_self(z / temperature @ columns.T)
         to_target = torch.linalg.vecdot(target, similarity)
         highest = similarity.amax(dim=1, keepdim=True)
         share = similarity.sub_(highest).exp_()  # all in place: on a processor fresh memory takes as long as a step
@@ -86,17 +88,14 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
         n = len(z)
         with full_precision(z):
             if torch.is_grad_enabled():  # for a second derivative the slope must depend on z
-                slope = (softmax_of_others(z / ctx.temperature, _columns(z, others)) - target) * weight[:, None]
+                columns = z if others is None else torch.cat([z, others])
+                slope = (softmax_of_others(z / ctx.temperature, columns) - target) * weight[:, None]
                 gradient = (slope[:, :n] + slope[:, :n].T) @ z
             else:
                 gradient = slope[:, :n] @ z
             if others is not None:
                 gradient = gradient + slope[:, n:] @ others
             return gradient * (upstream / ctx.temperature), None, None, None, None
-
-
-def _columns(z: Tensor, others: Tensor | None) -> Tensor:
-    return z if others is None else torch.cat([z, others])
 
 
 def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, NCMClassifier, avalanche_forward
@@ -99,6 +99,22 @@ class _Record:
         return self.passes[-1] if self.passes else self.now
 
 
+class Places(NamedTuple):
+    """Where a capture listens in a model.
+
+    Args:
+        model: without wrappers.
+        names: of the layers.
+        multi_task: whether it is one of Avalanche's multi-task models.
+        compiled: whether a call of it runs compiled code.
+    """
+
+    model: nn.Module
+    names: dict[nn.Module, str]
+    multi_task: bool
+    compiled: bool
+
+
 class FeatureCapture:
     """Features of any model: what enters the classifier layer that makes its logits, or what leaves a named layer.
 
@@ -121,18 +137,31 @@ class FeatureCapture:
         self._hooks: list[Any] = []
         self._eager: ExitStack | None = None
 
-    def attach(self, model: nn.Module) -> None:
-        """Listen to the next forward pass of the model.
+    def places_in(self, model: nn.Module) -> Places:
+        """Where to listen in a model: a walk through all its layers, which a loop need not make at each step.
 
         Raises:
             ValueError: no layer of that name, or no classifier layer.
         """
-        self.detach()
         plain = unwrapped(model)
         layers = _classifiers(plain) if self.layer is None else {self.layer: _layer(plain, self.layer)}
-        self._multi_task = is_multi_task_module(plain)
-        self._record = record = _Record({layer: name for name, layer in layers.items()})
-        for layer in layers.values():
+        names = {layer: name for name, layer in layers.items()}
+        return Places(plain, names, is_multi_task_module(plain), compiled(model))
+
+    def attach(self, model: nn.Module, places: Places | None = None) -> None:
+        """Listen to the next forward pass of the model.
+
+        Args:
+            model: any.
+            places: ``places_in(model)``, where that is known; None: it is asked.
+
+        Raises:
+            ValueError: as ``places_in``.
+        """
+        self.detach()
+        plain, names, self._multi_task, is_compiled = places or self.places_in(model)
+        self._record = record = _Record(names)
+        for layer in names:
             if self.layer is None:
                 self._hooks.append(layer.register_forward_hook(record.note_classifier, with_kwargs=True))
             else:
@@ -140,7 +169,7 @@ class FeatureCapture:
         if self._multi_task:
             self._hooks.append(plain.register_forward_pre_hook(record.begin, with_kwargs=True))
         self._hooks.append(plain.register_forward_hook(record.end))
-        if compiled(model):
+        if is_compiled:
             # Compiled code runs the hooks that were there when it was compiled, and torch does not look for new ones.
             # So the model runs uncompiled until this pass ends or fails.
             self._eager = eager = ExitStack()
@@ -183,9 +212,9 @@ class FeatureCapture:
         self._hooks, self._record, self._eager = [], None, None
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
+    def listening(self, model: nn.Module, places: Places | None = None) -> Iterator[None]:
         """Attach for one forward pass and be gone if it fails; ``take`` afterwards."""
-        self.attach(model)
+        self.attach(model, places)
         try:
             yield
         except BaseException:

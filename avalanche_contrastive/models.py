@@ -69,7 +69,8 @@ class ContrastiveModel(nn.Module):
 
     def has_views(self, x: Any) -> bool:
         """Whether a batch carries a view axis after its batch axis."""
-        x = _first(x)
+        if not isinstance(x, Tensor):
+            x = _first(x)
         if self.sample_ndim is None:
             if not 2 <= x.ndim <= 5:
                 raise ValueError(
@@ -90,9 +91,12 @@ class ContrastiveModel(nn.Module):
         Raises:
             ValueError: a batch of another number of axes, or an encoder that gives something else.
         """
-        views = _first(x).shape[:2] if self.has_views(x) else None
-        rows = views.numel() if views else len(_first(x))
-        features = self.encoder(map_tensors(lambda part: part.flatten(0, 1), x) if views else x)
+        first = x if isinstance(x, Tensor) else _first(x)
+        views = first.shape[:2] if self.has_views(first) else None
+        rows = views.numel() if views else len(first)
+        if views:
+            x = x.flatten(0, 1) if isinstance(x, Tensor) else map_tensors(lambda part: part.flatten(0, 1), x)
+        features = self.encoder(x)
         if not isinstance(features, Tensor) or features.shape != (rows, self.feature_size):
             given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
@@ -117,7 +121,7 @@ class ContrastiveModel(nn.Module):
 
 
 def _first(x: Any) -> Tensor:
-    """The tensor of a batch, or the first one of a dictionary, list or tuple."""
+    """The first tensor of a dictionary, list or tuple."""
     tensors = tensors_in(x)
     if not tensors:
         raise ValueError(

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METHODS", "Method", "Option", "Parameter", "load", "parameters_of", "read_methods"]
+__all__ = ["METHODS", "Method", "Option", "Parameter", "docstring", "load", "parameters_of", "read_methods"]
 
 Option = bool | int | float | str
 Grid = Mapping[str, tuple[Option, ...]]
@@ -67,6 +67,7 @@ class Method:
         scenarios: the kinds of streams that it runs on.
         why_not: why it does not run on the others, to follow "does not run on ...-incremental streams: ".
         alone: why several processes cannot train it together; "" where they can.
+        fp32_only: why it cannot be trained in bfloat16; "" where it can.
         read_options: the options, where they cannot be read from the source.
     """
 
@@ -83,12 +84,13 @@ class Method:
     scenarios: tuple[str, ...] = SCENARIOS
     why_not: str = ""
     alone: str = ""
+    fp32_only: str = ""
     read_options: Mapping[str, Option] | None = None
 
     @cached_property
     def about(self) -> str:
         """One line."""
-        return self.summary or (ast.get_docstring(_definition(self.build)) or "").partition("\n")[0].removesuffix(".")
+        return self.summary or docstring(self.build).partition("\n")[0].removesuffix(".")
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -159,7 +161,7 @@ def read_methods(path: Path, package: str) -> dict[str, Method]:
     for name, facts in content["methods"].items():
         grid = {key: tuple(values) for key, values in facts.pop("grid", {}).items()}
         facts["grid"] = grid if facts.pop("grid_alone", False) else {**COMMON, **grid}
-        facts |= {key: reasons.get(facts[key], facts[key]) for key in ("alone", "why_not") if key in facts}
+        facts |= {key: reasons.get(facts[key], facts[key]) for key in ("alone", "why_not", "fp32_only") if key in facts}
         facts["scenarios"] = tuple(facts.get("scenarios", SCENARIOS))
         found[name] = Method(f"{package}.{facts.pop('module', 'baselines')}:{name}", **facts)
     return found
@@ -199,6 +201,15 @@ def _parameter(argument: ast.arg, default: ast.expr) -> Parameter | None:
         return None
     kind, value = PLAIN[kinds[0]], ast.literal_eval(default)
     return Parameter(kind, kind() if value is None else kind(value), "None" in parts)
+
+
+def docstring(name: str) -> str:
+    """Of a class or function, read from its source; "" where it has none.
+
+    Args:
+        name: "module:name".
+    """
+    return ast.get_docstring(_definition(name)) or ""
 
 
 def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:

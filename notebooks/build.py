@@ -6,6 +6,9 @@ python notebooks/build.py --data PATH --out FOLDER [NAME ...]    execute them on
 
 Everything in an .ipynb but the outputs follows from its script: ids of cells, metadata, no times of execution. So a
 second run changes outputs alone, and a notebook whose script has changed since is found by comparing the two.
+
+A cell that draws says in its header what the picture shows, ``# %% alt="..."``, for readers who do not see it. What a
+notebook says in words is checked against its numbers by ``words.py`` beside it, in a last cell that is not published.
 """
 
 import argparse
@@ -46,18 +49,23 @@ DATA = "NOTEBOOK_DATA"  # the variable that the notebooks read
 STOP = 900.0  # seconds after which a notebook hangs, however busy the machine is
 METADATA = {
     "jupytext": {  # who has jupytext in Jupyter edits both files as one
-        "cell_metadata_filter": "-all",
+        "cell_metadata_filter": "alt,-all",
         "formats": "ipynb,py:percent",
         "notebook_metadata_filter": "-all",
     },
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+WORDS = "words.py"  # its wrong(name, namespace) gives the statements that do not fit the numbers
+PICTURE = "image/png"
 # What other libraries say on their own account, on some machines and at some times only.
 FOREIGN = (
     r"[^\n]*: SyntaxWarning: [^\n]*\n(?:  [^\n]*\n?)?",  # Avalanche's escapes, when Python compiles it
+    r"[^\n]*replay\.py:\d+: DeprecationWarning: [^\n]*\n(?:  [^\n]*\n?)?",  # Avalanche's replay calls its own `update`
     r"[^\n]*Matplotlib is building the font cache[^\n]*\n?",  # its first use on a machine
 )
+# tqdm misses its widgets; Avalanche misses a logger, but the notebooks read what `eval` returns.
+SILENT = ("IProgress not found", "No loggers specified")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -70,6 +78,7 @@ class Outcome:
         name: of the notebook.
         notebook: executed, as far as it went.
         problems: one line or more each.
+        wrong: what the notebook says and its numbers do not.
         processor: seconds of processor time, of the notebook and the processes that it started.
         elapsed: seconds by the clock.
     """
@@ -77,6 +86,7 @@ class Outcome:
     name: str
     notebook: NotebookNode
     problems: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     processor: float = 0.0
     elapsed: float = 0.0
 
@@ -126,12 +136,16 @@ def _finish(outcome: Outcome, parsed: argparse.Namespace) -> list[str]:
     path = (parsed.out or parsed.folder) / f"{outcome.name}.ipynb"
     limit = parsed.limit if parsed.limit is not None else DATA_LIMIT if parsed.data else LIMIT
     found = [*outcome.problems, *_too_long(outcome, limit)]
+    if outcome.wrong and not parsed.data:
+        found.append(f"says what its numbers do not: {'; '.join(outcome.wrong)}")
     if parsed.check:
         found += stale(path.with_suffix(".py"), path, None if outcome.problems else outcome.notebook)
     elif not outcome.problems:
         write_text(path, nbformat.writes(outcome.notebook) + "\n")
     times = f"{outcome.processor:.0f} s of processor time, {outcome.elapsed:.0f} s elapsed"
     print(f"{outcome.name}: {times}{'; FAILED' if found else ''}", flush=True)
+    if outcome.wrong and parsed.data:
+        print(f"note: {outcome.name}: written for the digits, and not true of these data: {'; '.join(outcome.wrong)}")
     if parsed.check and not found and (numbers := other_texts(outcome.notebook, path)):
         print(f"note: {outcome.name}: cells {numbers} print other text than committed, as on other machines")
     return found
@@ -187,6 +201,8 @@ def read_script(path: Path) -> NotebookNode:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if alt := cell.metadata.get("alt"):
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}  # for the documentation's pages
     return notebook
 
 
@@ -210,6 +226,9 @@ async def execute(source: Path, *, data: str | None = None, stop: float = STOP) 
     """
     notebook = read_script(source)
     outcome = Outcome(source.stem, notebook)
+    if (source.parent / WORDS).is_file():
+        check = f"from words import wrong\nprint(*wrong({source.stem!r}, globals()), sep='\\n')"
+        notebook.cells.append(nbformat.v4.new_code_cell(check))
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         manager = _manager(scratch)
@@ -241,6 +260,9 @@ async def execute(source: Path, *, data: str | None = None, stop: float = STOP) 
     outcome.elapsed = time.monotonic() - began
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has put its version there
     _remove_foreign(notebook)
+    if (source.parent / WORDS).is_file():
+        outcome.wrong = [line for _, text in _texts(notebook.cells.pop()) for line in text.split("\n") if line]
+    _name_pictures(notebook)
     outcome.problems += unclean(notebook, source.parent)
     return outcome
 
@@ -265,7 +287,7 @@ def _let_go_of_signals(**_: Any) -> None:
 
 def _environment(scratch: str, data: str | None) -> dict[str, str]:
     """This process', without what would make outputs differ from one user to the next."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONWARNINGS", DATA)}
+    kept = {key: value for key, value in os.environ.items() if key != DATA}
     if data:
         kept[DATA] = str(Path(data).expanduser().resolve())  # the kernel runs in another folder
     return kept | {
@@ -275,6 +297,7 @@ def _environment(scratch: str, data: str | None) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns otherwise
         "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": ",".join(f"ignore:{start}" for start in SILENT),
     }
 
 
@@ -287,12 +310,20 @@ def _remove_foreign(notebook: NotebookNode) -> None:
         cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
 
 
+def _name_pictures(notebook: NotebookNode) -> None:
+    """Say what a picture shows where Jupyter, nbconvert and GitHub look for it."""
+    for cell in _code(notebook):
+        for output in cell.outputs:
+            if "alt" in cell.metadata and PICTURE in output.get("data", {}):
+                output.metadata[PICTURE] = {"alt": cell.metadata["alt"]}
+
+
 def _code(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def unclean(notebook: NotebookNode, folder: Path) -> list[str]:
-    """What no reader should see in the outputs: warnings, places of this machine, addresses in memory."""
+    """What no reader should meet: warnings, places of this machine, addresses in memory, a picture without words."""
     places = (folder.parent, Path.home(), Path(tempfile.gettempdir()))
     here = re.compile("|".join(rf"{re.escape(str(place))}\b" for place in places if place != place.parent))
     problems = []
@@ -304,6 +335,9 @@ def unclean(notebook: NotebookNode, folder: Path) -> list[str]:
             elif match := here.search(text) or ADDRESS.search(text):
                 line = next(line for line in text.splitlines() if match[0] in line)
                 problems.append(f"{shown} prints what is true of this machine and run alone: {line.strip()}")
+        pictures = sum(PICTURE in output.get("data", {}) for output in cell.get("outputs", []))
+        if pictures > bool(cell.metadata.get("alt")):  # one alt describes one picture
+            problems.append(f'cell {number} ({_first_line(cell)}): a picture needs a header # %% alt="what it shows"')
     return problems
 
 

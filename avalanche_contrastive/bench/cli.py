@@ -17,7 +17,7 @@ ROOM = "avalanche_contrastive.bench"
 # The function of each command. They are imported when called, since torch, Avalanche and matplotlib take seconds.
 COMMANDS = {
     "list": f"{ROOM}.listing:list_rows",
-    "run": f"{ROOM}.run.command:run",
+    "run": f"{ROOM}.run.matrix:command",
     "tune": f"{ROOM}.run.tuning:tune",
     "features": f"{ROOM}.run.features:features",
     "table": f"{ROOM}.report.pages:command",
@@ -161,6 +161,9 @@ def _add_run(commands: Any) -> None:
     command.add_argument(
         "--trials", action="store_true", help="add the trials, which are evaluated on validation images"
     )
+    command.add_argument(
+        "--dry-run", action="store_true", help="show what is done, what is to do and how long it may take, no more"
+    )
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, help="processes, a run in each (default: 2; under torchrun 1)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
@@ -243,12 +246,20 @@ def _add_data(command: Any) -> None:
         help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
         f"images per class; takes the suite {OWN_SUITE}",
     )
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="bf16: train and evaluate under autocast to bfloat16 (default: as the rows say, which is fp32)",
+    )
     _add_place(command)
 
 
 def _add_place(command: Any) -> None:
     command.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda", "auto"), help="where to train (default: %(default)s)"
+        "--device",
+        default="cpu",
+        type=_device,
+        help="where to train: cpu, cuda, cuda:1, mps, or auto: cuda if there is a GPU, else cpu (default: %(default)s)",
     )
     command.add_argument(
         "--root",
@@ -365,6 +376,12 @@ def parse_seeds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"expected at most {MOST_SEEDS} seeds, got {text!r}")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|auto|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:1 (or another number), mps or auto, got {text!r}")
+    return text
 
 
 def _positive(text: str) -> int:

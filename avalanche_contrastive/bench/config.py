@@ -30,6 +30,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "steps"),
     "warmup_peak": ("own", "later"),
     "augmentation": ("", "simclr", "pad_crop"),
+    "precision": ("fp32", "bf16"),
 }
 # What decides which images a run sees, and in which order.
 STREAM_KEYS = (
@@ -78,6 +79,7 @@ class Config:
         reset_optimizer: empty the optimiser's state at each experience.
         augment: augment each training batch; contrastive methods always do it.
         augmentation: "": the stream's own; "simclr" or "pad_crop", or "module:function".
+        precision: "fp32", or "bf16": training and evaluation under autocast to bfloat16; weights stay in float32.
         metrics: "module:function" of each further figure, one number from the logits (N, K) and the classes (N,).
         options: what only this method has, complete with its defaults.
     """
@@ -113,6 +115,7 @@ class Config:
     reset_optimizer: bool = False
     augment: bool = False
     augmentation: str = ""
+    precision: str = "fp32"
     metrics: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
 

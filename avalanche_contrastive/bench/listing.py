@@ -4,6 +4,7 @@ import argparse
 
 from avalanche_contrastive.bench.config import AVALANCHE, DEFAULT_SUITE, Row, find_row, load_rows, read_toml, suites
 from avalanche_contrastive.bench.files import toml
+from avalanche_contrastive.bench.options import ORIGINS, commented, keys_described, options_described
 from avalanche_contrastive.bench.selection import suite_of
 
 
@@ -41,9 +42,8 @@ def unavailable() -> dict[str, str]:
 
 
 def _print_row(row: Row) -> None:
-    """The whole config, as a TOML file could say it."""
-    config = row.config.as_dict()
-    options = config.pop("options")
-    print(f"# {row.label}: {row.method.about}")
-    print("\n".join(f"{key} = {toml(value)}" for key, value in config.items()))
-    print("\n".join(["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]))
+    """The whole config, as a TOML file could say it, with a sentence for each key."""
+    config = {key: toml(value) for key, value in row.config.as_dict().items() if key != "options"}
+    options = {key: toml(value) for key, value in row.config.options.items()}
+    print(f"# {row.label}: {row.method.about}\n\n{commented(config, keys_described())}")
+    print(f"\n[options]  # {ORIGINS}\n\n{commented(options, options_described(row.method))}".rstrip())

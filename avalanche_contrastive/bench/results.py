@@ -31,11 +31,11 @@ from avalanche_contrastive.bench.files import read_json, result_path, write_json
 from avalanche_contrastive.registry import Option
 
 
-def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
-    """The result in the place of that run; None if there is none, or an unreadable one."""
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The result of a run as it stands; None if there is none, or an unreadable one."""
     try:
-        stored = read_json(result_path(folder, row.name, seed))
-    except (FileNotFoundError, ValueError):
+        stored = read_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     config = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("options", {}), dict):
@@ -45,7 +45,7 @@ def stored_result(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:
     """Whether the run's JSON is there, of exactly this config, with the same code and data of your own."""
-    stored = stored_result(folder, row, seed)
+    stored = read_result(result_path(folder, row.name, seed))
     return stored is not None and not difference(stored, row, seed)
 
 

@@ -32,10 +32,12 @@ def chosen_rows(parsed: argparse.Namespace) -> list[Row]:
 
 
 def assignments(parsed: argparse.Namespace) -> dict[str, Any]:
-    """--data and --set as changes of a config."""
+    """--data, --precision and --set as changes of a config."""
     changes: dict[str, Any] = {}
     if parsed.data is not None:
         changes = {"stream": "own", "data": str(parsed.data.expanduser().resolve())}
+    if parsed.precision:
+        changes["precision"] = parsed.precision
     return changes | {key: _value(text) for key, text in pairs(parsed.set, "--set").items()}
 
 

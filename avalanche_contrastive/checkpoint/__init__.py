@@ -14,30 +14,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor
 
-from avalanche_contrastive._archive import ArchiveError, read_plain, write_plain
+from avalanche_contrastive._archive import CheckpointError, read_plain, write_plain
+from avalanche_contrastive._random import checked_random_state
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.checkpoint.decoding import Decoder
 from avalanche_contrastive.checkpoint.encoding import Encoder
-from avalanche_contrastive.checkpoint.kinds import (
-    MISSING,
-    SCALARS,
-    CheckpointError,
-    MismatchError,
-    name_of,
-    plugins_of,
-    short,
-)
+from avalanche_contrastive.checkpoint.kinds import MISSING, SCALARS, MismatchError, name_of, plugins_of
 from avalanche_contrastive.checkpoint.optimizers import OptimizerState
-from avalanche_contrastive.checkpoint.random_state import apply_random_state, checked_random_state
+from avalanche_contrastive.checkpoint.places import Place
 from avalanche_contrastive.checkpoint.samples import LookUp, Sources
-from avalanche_contrastive.checkpoint.table import check_table
-from avalanche_contrastive.parallel.collectives import of_all_processes, processes, rank
+from avalanche_contrastive.parallel.collectives import agreed, of_all_processes, processes, rank
 from avalanche_contrastive.parallel.plugin import DataParallel
 
 __all__ = ["CheckpointError", "MismatchError", "extra_of", "restore", "save"]
@@ -46,8 +38,8 @@ FORMAT = "avalanche-contrastive checkpoint"
 VERSION = 2
 CPU = torch.device("cpu")
 HEADER: dict[str, type] = {
-    **{"version": int, "versions": dict, "done": int, "device": str, "strategy": str, "model": str},
-    **dict.fromkeys(("plugins", "metrics", "state", "random", "extra"), list),
+    **{"version": int, "versions": dict, "done": int, "device": str, "strategy": str, "model": str, "state": dict},
+    **dict.fromkeys(("plugins", "metrics", "optimizers", "random", "extra"), list),
 }
 
 
@@ -72,35 +64,10 @@ def save(
         OSError: it could not be written; the older file is as it was.
     """
     target = Path(path)
-    if target.is_dir():
-        raise CheckpointError(f"{target}: a checkpoint is a file, and this is a folder.")
-    _check_between(strategy, "save")
     _join(strategy)
-    encoder = Encoder(torch.device(strategy.device))
-    state = encoder.encode(strategy)
-    if stream is not None:
-        sources = Sources(encoder.sources)
-        try:
-            sources.look_at([stream])
-        except MismatchError as error:
-            where = [encoder.paths[key] for key in sources.missing]
-            words = (
-                f"cannot save strategy.{where[0]}: its samples are not of the stream given" if where else "cannot save"
-            )
-            raise MismatchError(f"{words}: {error}") from None
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "avalanche-lib", "numpy")}
-        | {"avalanche-contrastive": __version__},
-        "done": int(strategy.clock.train_exp_counter),
-        "device": torch.device(strategy.device).type,
-        **_names(strategy),
-        "state": state,
-        "random": _of_all(Encoder(CPU).encode([_tree(RNGManager.__getstate__(), "random")], plain=True)),
-        "extra": Encoder(CPU).encode([_tree(extra, "extra")], plain=True),
-    }
-    _on_first_process(lambda: write_plain(target, content))
+    content = agreed(lambda: _content(strategy, target, stream, extra), CheckpointError)
+    content["random"] = _of_all(content["random"])
+    agreed(lambda: write_plain(target, content) if rank() == 0 else None, OSError)
 
 
 def restore(strategy: Any, path: str | os.PathLike[str], *, stream: Iterable[Any] | None = None) -> int:
@@ -126,25 +93,9 @@ def restore(strategy: Any, path: str | os.PathLike[str], *, stream: Iterable[Any
             is as it was, in all processes.
     """
     _join(strategy)
-    error: Exception | None = None
-    try:
-        _check_between(strategy, "restore")
-        if strategy.clock.train_exp_counter > 0 or strategy.clock.train_iterations > 0:
-            raise CheckpointError(
-                f"restore needs a strategy that has not been trained, this one has seen "
-                f"{strategy.clock.train_exp_counter} experiences. Build a new one, with a new model, optimiser, "
-                "plugins and evaluator."
-            )
-        content = _read(Path(path))
-        _check_names(content, strategy)
-        apply = _checked(lambda: _prepared(content, strategy, stream), path)
-    except (CheckpointError, FileNotFoundError) as caught:
-        error = caught
-    others = [words for words in of_all_processes(None if error is None else str(error)) if words is not None]
-    if error is not None or others:
-        raise error or CheckpointError(f"another process cannot be restored: {others[0]}")
+    done, apply = agreed(lambda: _prepared(strategy, path, stream), CheckpointError)
     apply()
-    return int(content["done"])
+    return done
 
 
 def extra_of(path: str | os.PathLike[str]) -> Any:
@@ -154,31 +105,66 @@ def extra_of(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         CheckpointError: it is no checkpoint, is damaged or of another version.
     """
-    return _checked(lambda: _data(_read(Path(path))["extra"]), path)
+    return _checked(lambda: _data(_read(Path(path))["extra"])[0], path)
 
 
-# ---- reading
+def _content(strategy: Any, target: Path, stream: Any, extra: Any) -> dict[str, Any]:
+    """What is to be written, with the random state of this process."""
+    if target.is_dir():
+        raise CheckpointError(f"{target}: a checkpoint is a file, and this is a folder.")
+    _check_between(strategy, "save")
+    encoder = Encoder(torch.device(strategy.device))
+    try:
+        _, _, _, state = encoder.node(strategy, "")
+        optimizers = encoder.optimizers()
+        _check_data(extra, "extra", set())
+        given = Encoder(CPU).node([extra], "extra")
+    except RecursionError:
+        raise CheckpointError("cannot save: objects of the strategy are too deep within each other.") from None
+    if stream is not None:
+        sources = Sources()
+        sources.wanted = encoder.sources
+        sources.look_at([stream])
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "avalanche-lib", "numpy")}
+        | {"avalanche-contrastive": __version__},
+        "done": int(strategy.clock.train_exp_counter),
+        "device": torch.device(strategy.device).type,
+        **_names(strategy),
+        "state": state,
+        "optimizers": optimizers,
+        "random": Encoder(CPU).node(RNGManager.__getstate__(), "random"),
+        "extra": given,
+    }
+
+
+def _prepared(strategy: Any, path: Any, stream: Any) -> tuple[int, Callable[[], None]]:
+    """Experiences done, and what restores the strategy, once nothing can fail any more."""
+    _check_between(strategy, "restore")
+    if strategy.clock.train_exp_counter or strategy.clock.train_iterations:
+        raise CheckpointError(
+            f"restore needs a strategy that has not been trained, this one has seen {strategy.clock.train_exp_counter} "
+            "experiences. Build a new one, with a new model, optimiser, plugins and evaluator."
+        )
+    content = _read(Path(path))
+    _check_names(content, strategy)
+    return content["done"], _checked(lambda: _decoded(content, strategy, stream), path)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of a file, with all fields of the right types."""
-    try:
-        content = read_plain(path)
-    except ArchiveError as error:
-        raise CheckpointError(str(error)) from error
+    content = read_plain(path)
     if type(content) is not dict or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: torch can read it, but it is no checkpoint of avalanche_contrastive. Is it a model's state dict, "
             "or a checkpoint of Avalanche's own?"
         )
     wrong = [name for name, kind in HEADER.items() if type(content.get(name)) is not kind]
-    texts = (
-        [*content.get("plugins", ()), *content.get("metrics", ()), *content.get("versions", {}).values()]
-        if not wrong
-        else []
-    )
+    texts = [] if wrong else [*content["plugins"], *content["metrics"], *content["versions"].values()]
     if wrong or not all(type(text) is str for text in texts) or "avalanche-contrastive" not in content["versions"]:
-        raise CheckpointError(f"{path}: the file is damaged or forged: its header has no {wrong or 'names'}.")
+        raise CheckpointError(f"{path}: damaged or forged: its header lacks {wrong or 'names'}.")
     if content["version"] != VERSION:
         raise CheckpointError(
             f"{path}: of format {content['version']}, written by avalanche-contrastive "
@@ -198,17 +184,30 @@ def _checked(function: Callable[[], Any], path: Any) -> Any:
         raise CheckpointError(f"{path}: what it says of the state makes no sense ({error!r:.200}).") from error
 
 
-def _data(table: Any) -> Any:
-    check_table(table, plain=True)
-    return Decoder(table, MISSING, CPU).data((0,))[0]
+def _data(node: Any) -> Any:
+    """A node of data as what it is."""
+    value = Decoder(CPU, None, Sources()).place(node, Place(MISSING, ""))
+    _check_data(value, "it", set())
+    return value
 
 
-def _prepared(content: dict[str, Any], strategy: Any, stream: Any) -> Callable[[], None]:
+def _decoded(content: dict[str, Any], strategy: Any, stream: Any) -> Callable[[], None]:
     """What restores the strategy, once nothing can fail any more."""
-    check_table(content["state"])
-    decoder = Decoder(content["state"], strategy, torch.device(strategy.device), stream)
-    optimizers = [OptimizerState(decoder, number) for number in decoder.optimizers]
-    clock = content["state"][content["state"][0][2]["clock"][0]][2]
+    sources = Sources()
+    if stream is not None:
+        sources.look_at([stream])
+    decoder = Decoder(torch.device(strategy.device), unwrapped(strategy.model), sources)
+    try:
+        decoder.place(["object", 0, name_of(type(strategy)), content["state"]], Place(strategy, ""))
+        optimizers = [OptimizerState(decoder, node) for node in content["optimizers"]]
+        if decoder.optimizers:
+            raise MismatchError("an optimiser is without its state")
+    finally:
+        decoder.check_options()  # if they differ, all else may follow from it
+    if stream is not None:
+        sources.look_at(())
+    objects = (node for node in content["state"].values() if type(node) is list and node[0] == "object")
+    clock = next(nodes for _, number, _, nodes in objects if decoder.known[number] is strategy.clock)
     if clock["train_exp_counter"] != content["done"] or not all(type(n) is int and n >= 0 for n in clock.values()):
         raise CheckpointError(f"done is {content['done']} there, but its clock has counted {clock}")
     if len(content["random"]) != processes():
@@ -216,29 +215,26 @@ def _prepared(content: dict[str, Any], strategy: Any, stream: Any) -> Callable[[
             f"the checkpoint is of {len(content['random'])} processes and cannot go on in {processes()}: each has "
             "random generators of its own. Start as many."
         )
-    states = [checked_random_state(_data(table)) for table in content["random"]]
+    states = [checked_random_state(_data(node)) for node in content["random"]]
 
     def apply() -> None:
-        apply_random_state(states[rank()])
+        RNGManager.__setstate__(states[rank()])
         for optimizer in optimizers:
             optimizer.apply()
-        decoder.apply()
-        if decoder.sources.missing:
-            strategy.plugins = [LookUp(decoder.sources), *strategy.plugins]
+        for do in decoder.to_do:
+            do()
+        if sources.missing:
+            strategy.plugins = [LookUp(sources), *strategy.plugins]
 
     return apply
 
 
-# ---- checks
-
-
 def _names(strategy: Any) -> dict[str, Any]:
-    metrics = getattr(getattr(strategy, "evaluator", None), "metrics", ())
     return {
         "strategy": name_of(type(strategy)),
         "model": name_of(type(unwrapped(strategy.model))),
         "plugins": [name_of(type(plugin)) for plugin in plugins_of(strategy)],
-        "metrics": [name_of(type(metric)) for metric in metrics],
+        "metrics": [name_of(type(metric)) for metric in getattr(getattr(strategy, "evaluator", None), "metrics", ())],
     }
 
 
@@ -246,10 +242,8 @@ def _check_names(content: dict[str, Any], strategy: Any) -> None:
     """Refuse another strategy, model, plugin or metric before anything else is looked at."""
     for key, here in _names(strategy).items():
         if content[key] != here:
-            words = [
-                ", ".join(map(short, n)) if isinstance(n, list) else n.replace(":", ".") for n in (content[key], here)
-            ]
-            raise MismatchError(f"the checkpoint is of another {key.rstrip('s')}: {words[0]} there, {words[1]} here.")
+            there, ours = (n.replace(":", ".") if isinstance(n, str) else ", ".join(n) for n in (content[key], here))
+            raise MismatchError(f"the checkpoint is of another {key.rstrip('s')}: {there} there, {ours} here.")
     device = torch.device(strategy.device).type
     if device not in (content["device"], "cpu"):
         raise MismatchError(
@@ -267,23 +261,27 @@ def _check_between(strategy: Any, name: str) -> None:
         )
 
 
-def _tree(value: Any, path: str, above: tuple[int, ...] = ()) -> Any:
-    """A copy of plain data in which nothing is in two places."""
-    if id(value) in above:
-        raise CheckpointError(f"{path} contains itself.")
-    above = (*above, id(value))
-    if isinstance(value, dict):
-        return {_tree(k, f"a key of {path}", above): _tree(v, f"{path}[{k!r}]", above) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_tree(item, f"{path}[{index}]", above) for index, item in enumerate(value))
-    if type(value) not in (*SCALARS, type(None), Tensor) and type(value).__name__ != "ndarray":
+def _check_data(value: Any, path: str, seen: set[int]) -> None:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if type(value) in (dict, list, tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_data(key, f"a key of {path}", seen)
+            _check_data(item, f"{path}[{key!r}]", seen)
+    elif type(value) not in (*SCALARS, type(None), Tensor, np.ndarray):
         raise CheckpointError(
             f"{path} must be made of numbers, strings, tensors, lists, tuples and dicts, got {type(value).__name__}."
         )
-    return value.clone() if isinstance(value, Tensor) else value
 
 
-# ---- several processes
+def _of_all(node: Any) -> list[Any]:
+    """A node of each process, in their order; as bytes, for `of_all_processes` takes no tensors."""
+    if processes() == 1:
+        return [node]
+    data = io.BytesIO()
+    torch.save(node, data)
+    return [torch.load(io.BytesIO(each), weights_only=True) for each in of_all_processes(data.getvalue())]
 
 
 def _join(strategy: Any) -> None:
@@ -291,33 +289,3 @@ def _join(strategy: Any) -> None:
     for plugin in strategy.plugins:
         if isinstance(plugin, DataParallel):
             plugin.join(strategy)
-
-
-def _on_first_process(write: Callable[[], None]) -> None:
-    """The first process writes, all others wait for it; where it cannot, it is an error in all of them.
-
-    One that goes on without checkpoints would leave the others waiting in the next call.
-    """
-    failed: OSError | None = None
-    if rank() == 0:
-        try:
-            write()
-        except OSError as error:
-            failed = error
-    if processes() > 1:
-        said: list[Any] = [None if failed is None else (failed.errno, str(failed))]
-        dist.broadcast_object_list(said, 0)
-        if rank() > 0 and said[0] is not None:
-            number, words = said[0]
-            raise OSError(number, f"the first process could not write: {words}")
-    if failed is not None:
-        raise failed
-
-
-def _of_all(table: Any) -> list[Any]:
-    """A table of each process, in their order; as bytes, for `of_all_processes` takes no tensors."""
-    if processes() == 1:
-        return [table]
-    data = io.BytesIO()
-    torch.save(table, data)
-    return [torch.load(io.BytesIO(each), weights_only=True) for each in of_all_processes(data.getvalue())]

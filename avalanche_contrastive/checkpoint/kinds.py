@@ -8,12 +8,11 @@ import functools
 import inspect
 import io
 import logging
-import random
 import threading
 import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ from avalanche.evaluation.metrics import Accuracy, Mean, Sum
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, bic_model, cosine_layer, dynamic_modules
 from avalanche.training import storage_policy
-from avalanche.training.plugins import evaluation, mir
+from avalanche.training.plugins import evaluation
 from avalanche.training.templates.base import BaseTemplate
 from avalanche.training.utils import ParamData
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.hooks import RemovableHandle
 
+from avalanche_contrastive._archive import CheckpointError
 from avalanche_contrastive._rows import SharesBatches
 from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.readout import ReadOut
@@ -41,35 +41,22 @@ from avalanche_contrastive.readout import ReadOut
 __all__ = ["CheckpointError", "MismatchError"]
 
 MISSING: Any = object()  # the rebuilt strategy has nothing at this place
+Node = Any  # None, a number, a string, or a list that starts with its kind
 SCALARS = (bool, int, float, str)
-OURS = ("avalanche", "avalanche_contrastive")
-
-
-class CheckpointError(ValueError):
-    """A strategy that cannot be saved, or a file that cannot be restored into it: the message has the reason."""
+OURS = {"avalanche", "avalanche_contrastive"}
 
 
 class MismatchError(CheckpointError):
     """The file is of another strategy than the one that it shall be restored into."""
 
 
-def _bit_generator(like: Any) -> Any:
-    """A new bit generator of the kind of a generator's; numpy's default where there is none."""
-    return type(getattr(like, "bit_generator", np.random.PCG64()))()
-
-
 def name_of(thing: Any) -> str:
     """``module:qualified.name`` of a class or function, that of the class for anything else."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    simple = str(getattr(named, "__name__", ""))
-    if getattr(torch, simple, None) is named:
-        return f"torch:{simple}"  # torch's functions say that they are methods of a hidden class
+    named: Any = thing if hasattr(thing, "__qualname__") else type(thing)
+    plain = getattr(named, "__name__", "")
+    if getattr(torch, plain, None) is named:
+        return f"torch:{plain}"  # torch's functions say that they are methods of a hidden class
     return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
-
-
-def short(name: str) -> str:
-    """A name without its module."""
-    return name.partition(":")[2] or name
 
 
 # ---- the closed list: what may come into being when a file is read, beside tensors and builtin containers
@@ -104,35 +91,15 @@ MADE: dict[str, Callable[[], Any]] = {
 }
 DATASETS: dict[str, Any] = {
     name_of(kind): kind
-    for module in (classification_dataset, detection_dataset)
-    for kind in vars(module).values()
+    for kind in (*vars(classification_dataset).values(), *vars(detection_dataset).values())
     if isinstance(kind, type) and issubclass(kind, AvalancheDataset)
-}
-# Iterators over stored samples, before the first draw: of data sets and the size of a batch.
-ITERATORS: dict[str, Callable[[list[Any], int], Iterator[Any]]] = {
-    "cycle": lambda datasets, size: mir.cycle(DataLoader(datasets[0], batch_size=size, shuffle=True)),
-    "balanced": lambda datasets, size: iter(data_loader.GroupBalancedInfiniteDataLoader(datasets, size, num_workers=0)),
 }
 NUMPY = {np.dtype(kind).str: np.dtype(kind) for kind in "?bBhHiIlLefdFD"}
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
 DICTS: dict[str, Any] = {kind.__name__: kind for kind in (dict, OrderedDict, defaultdict, Counter)}
-# Random generators: another of the same kind, its state, and how that is set.
-GENERATORS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
-    name_of(torch.Generator): (
-        lambda like: torch.Generator(getattr(like, "device", "cpu")),
-        torch.Generator.get_state,
-        torch.Generator.set_state,
-    ),
-    name_of(random.Random): (lambda like: random.Random(), random.Random.getstate, random.Random.setstate),
-    name_of(np.random.Generator): (
-        lambda like: np.random.Generator(_bit_generator(like)),
-        lambda generator: generator.bit_generator.state,
-        lambda generator, state: setattr(generator.bit_generator, "state", state),
-    ),
-}
 FUNCTIONS = _by_name(  # that a new object, or a new dict with a default, may hold
-    *(list, dict, set, tuple, int, float, str, bool, Mean, Sum, Accuracy),
-    *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, evaluation._init_metrics_list_lambda),
+    *(list, dict, set, tuple, int, float, str, bool, Mean, Sum, Accuracy, evaluation._init_metrics_list_lambda),
+    *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn),
 )
 
 # ---- what the user configures
@@ -155,38 +122,31 @@ def is_configuration(value: Any) -> bool:
     return is_one and not isinstance(value, AvalancheDataset)
 
 
-def is_users_callable(value: Any) -> bool:
-    """Whether a thing is an augmentation or the like: a callable of a class that is neither Avalanche's nor ours.
+def is_kept(value: Any, layers: set[int]) -> bool:
+    """Whether a thing is the user's own and in no file, where `layers` are the ids of the parts of models."""
+    return is_configuration(value) or (is_users_callable(value) and id(value) not in layers)
 
-    Only its numbers and buffers are in a file, and what does not fit is left as it is: such objects keep whatever they
-    like between two calls (kornia keeps the last batch).
-    """
+
+def layers_of(module: nn.Module) -> set[int]:
+    """Ids of the parts of a model: of a module that has parameters."""
+    return {id(part) for part in module.modules()} if next(module.parameters(), None) is not None else set()
+
+
+def is_users_callable(value: Any) -> bool:
+    """Whether a thing is an augmentation, a layer without parameters or the like, of a class of the user's."""
     homes = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
-    if not callable(value) or homes & {*OURS} or type(value).__module__.split(".")[0] == "torch":
+    if not callable(value) or homes & OURS or type(value).__module__.split(".")[0] == "torch":
         return False
     return not isinstance(value, nn.Module) or next(value.parameters(), None) is None
 
 
 # ---- attributes
 
-# Of a strategy: what belongs to one experience or one batch, and is empty between two experiences.
-PASSING = frozenset(
-    [
-        "experience",
-        "is_training",
-        "current_eval_stream",
-        "_eval_streams",
-        "adapted_dataset",
-        "dataloader",
-        "mbatch",
-        "mb_output",
-        "mb_it",
-        "loss",
-        "plugins",
-        "_distributed_check",
-        "_stop_training",
-    ]
-)
+# Of a strategy: what belongs to one experience or batch, and is empty between two experiences; its plugins come apart.
+PASSING = {
+    *("experience", "is_training", "current_eval_stream", "_eval_streams", "adapted_dataset", "dataloader", "mbatch"),
+    *("mb_output", "mb_it", "loss", "plugins", "_distributed_check", "_stop_training"),
+}
 MODULE_STATE = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 HOOKS = frozenset(vars(nn.Module())) - MODULE_STATE  # of a module: functions
 # Of an optimiser, what is no state: hooks, flags, and methods that learning-rate schedulers wrap.
@@ -200,17 +160,22 @@ def state_of(thing: Any) -> dict[str, Any] | None:
     state = {name: getattr(thing, name) for name in slots_of(type(thing)) if hasattr(thing, name)}
     if not state and not hasattr(thing, "__dict__"):
         return None
-    state |= getattr(thing, "__dict__", {})
-    if isinstance(thing, (nn.Module, torch.optim.Optimizer)):
-        own = HOOKS if isinstance(thing, nn.Module) else OPTIMIZER_OWN
-        state = {name: value for name, value in state.items() if name not in own}
+    getstate: Any = type(thing).__getstate__  # of ours: without what belongs to one experience
+    is_ours = str(getattr(getstate, "__module__", "")).startswith("avalanche_contrastive.")
+    state |= getstate(thing) if is_ours else getattr(thing, "__dict__", {})
     if isinstance(thing, BaseTemplate):  # its plugins one by one: they must be the same
         plugins = {f"plugins[{index}]": plugin for index, plugin in enumerate(plugins_of(thing))}
-        state = {name: value for name, value in state.items() if name not in PASSING}
         state = {"model": state.pop("model"), **plugins, **state}
-    if is_users_callable(thing):
+    if is_users_callable(thing):  # a layer: others keep whatever they like between two calls
         return {name: value for name, value in state.items() if type(value) in SCALARS or name in MODULE_STATE}
-    return state
+    out = left_out(thing)
+    return {name: value for name, value in state.items() if name not in out}
+
+
+def left_out(thing: Any) -> Collection[str]:
+    """Names of attributes of an object that are in no file."""
+    kinds = ((BaseTemplate, PASSING), (nn.Module, HOOKS), (torch.optim.Optimizer, OPTIMIZER_OWN))
+    return next((names for kind, names in kinds if isinstance(thing, kind)), ())
 
 
 def slots_of(cls: type) -> set[str]:
@@ -218,14 +183,6 @@ def slots_of(cls: type) -> set[str]:
     slots = (vars(each).get("__slots__", ()) for each in cls.__mro__)
     names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)}
     return names - {"__dict__", "__weakref__"}
-
-
-def set_attribute(thing: Any, name: str, value: Any) -> None:
-    """Give an object an attribute, past any ``__setattr__`` of its class."""
-    if name in slots_of(type(thing)):
-        object.__setattr__(thing, name, value)
-    else:
-        vars(thing)[name] = value
 
 
 class Stateless:
@@ -243,10 +200,6 @@ def grows(module: nn.Module) -> bool:
     return own not in (None, dynamic_modules.DynamicModule.adaptation, dynamic_modules.MultiTaskModule.adaptation)
 
 
-# Arguments of constructors that are changed between experiences, by the user or by the methods themselves.
-CHANGING = frozenset({"train_epochs", "untrained_solver", "weight_replay_loss", "name_ext_layer"})
-
-
 def options_of(thing: Any) -> set[str]:
     """Names of attributes that are arguments of the constructor and must be the same in a file.
 
@@ -254,31 +207,27 @@ def options_of(thing: Any) -> set[str]:
     or a command. Modules have none: they are compared by their shapes.
     """
     state = {} if isinstance(thing, nn.Module) else state_of(thing) or {}
-    arguments: set[str] = set()
-    for cls in type(thing).__mro__:
-        if isinstance(vars(cls).get("__init__"), types.FunctionType):
-            arguments.update(inspect.signature(vars(cls)["__init__"]).parameters)
+    makers = [vars(cls)["__init__"] for cls in type(thing).__mro__ if "__init__" in vars(cls) and cls is not object]
+    arguments = {name for make in makers if inspect.isfunction(make) for name in inspect.signature(make).parameters}
     is_ours = type(thing).__module__.split(".")[0] in OURS
-    return {name for name in arguments & state.keys() if is_ours or isinstance(state[name], str)} - CHANGING
+    found = {name for name in arguments & state.keys() if is_ours or isinstance(state[name], str)}
+    # Some are changed between experiences, by the user or by the methods themselves.
+    return found - {"train_epochs", "untrained_solver", "weight_replay_loss", "name_ext_layer"}
 
 
-FAMILIES: dict[str, Any] = {
-    "nothing": type(None),
-    "flag": bool,
-    "number": (int, float, np.generic),
-    "text": str,
-    "tensor": (Tensor, np.ndarray),
-    "list": (list, deque),
-    "tuple": tuple,
-    "dict": dict,
-    "set": (set, frozenset),
-    "samples": AvalancheDataset,
-    "choice": (Enum, torch.dtype, torch.device),
-    "iterator": Iterator,
+CONTAINERS: dict[type, str] = {
+    **{list: "list", deque: "deque", tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"},
+    **dict.fromkeys(DICTS.values(), "dict"),
 }
+KINDS: dict[str, Any] = {
+    **{"nothing": type(None), "flag": bool, "number": (int, float, np.generic), "text": str},
+    **{"tensor": (Tensor, np.ndarray), "samples": AvalancheDataset, "iterator": Iterator},
+    **{"choice": (Enum, torch.dtype, torch.device)},
+}
+FAMILIES = {*CONTAINERS.values(), *KINDS}  # of data
 
 
 def family(value: Any) -> str:
     """The kind of a thing: what a file has for a place of the strategy must be of the same."""
-    found = next((name for name, kinds in FAMILIES.items() if isinstance(value, kinds)), None)
+    found = CONTAINERS.get(type(value)) or next((name for name, kind in KINDS.items() if isinstance(value, kind)), None)
     return found or ("configuration" if is_configuration(value) else name_of(type(value)))

@@ -1,13 +1,10 @@
-"""The state of optimisers, filled through their own ``load_state_dict``."""
-
-import copy
-from typing import Any
+"""The state of optimisers: groups and what they keep of each parameter."""
 
 from torch import nn
-from torch.optim import Optimizer
 
-from avalanche_contrastive.checkpoint.decoding import KEPT, Decoder, differs
-from avalanche_contrastive.checkpoint.kinds import MISSING, MismatchError, family, set_attribute, state_of
+from avalanche_contrastive.checkpoint.decoding import Decoder
+from avalanche_contrastive.checkpoint.kinds import MismatchError, Node, family
+from avalanche_contrastive.checkpoint.places import differs
 
 __all__ = ["OptimizerState"]
 
@@ -16,68 +13,55 @@ PLAIN = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad
 
 
 class OptimizerState:
-    """What a file has of one optimiser: a copy of it loads it, and `apply` takes it from the copy.
+    """What a file has of one optimiser, checked when all else has been read; `apply` gives it."""
 
-    Args:
-        decoder: of the file.
-        number: of the optimiser's record.
-
-    Raises:
-        MismatchError: it is of another optimiser.
-    """
-
-    def __init__(self, decoder: Decoder, number: int) -> None:
-        self.optimizer: Optimizer = decoder.things[number]
-        self.path = decoder.places[number].path
-        _, _, others, defaults, groups, states = decoder.table[number]
-        ours, self.defaults = state_of(self.optimizer) or {}, decoder.data(defaults)
-        self.others = {n: decoder.place(v, ours.get(n, MISSING), f"{self.path}.{n}") for n, v in others.items()}
-        for name, value in {} if decoder.places[number].is_made else self.defaults.items():
+    def __init__(self, decoder: Decoder, node: Node) -> None:
+        number, others, *parts = node
+        at = decoder.optimizers.pop(number)
+        self.optimizer, self.path = at.there, at.path
+        self.defaults, self.groups, states = (decoder.place(part, at.new()) for part in parts)
+        self.others, self.state = decoder.attributes(others, self.optimizer, at), dict(states)
+        for name, value in {} if at.is_made else self.defaults.items():
             decoder.compare(f"{self.path}.{name}", value, self.optimizer.defaults[name])
-        decoder.check_options()
-        parameters = {number: record[1] for number, record in enumerate(decoder.table) if record[0] == "parameter"}
-        self.shapes = {decoder.things[number]: tuple(value.shape) for number, value in parameters.items()}
-        self.loaded = self._load(decoder.data(groups), dict(decoder.data(states)))
+        self._check_groups()
+        self._check_state(decoder)
 
-    def _load(self, groups: list[dict[str, Any]], states: dict[Any, Any]) -> Any:
-        """A copy of the optimiser with the groups and states of the file."""
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        numbers = {parameter: number for number, parameter in enumerate(parameters)}
-        if not all(isinstance(parameter, nn.Parameter) for parameter in parameters) or len(numbers) < len(parameters):
-            raise MismatchError(f"strategy.{self.path} trains what is no parameter, or one twice, in the file")
-        loaded, ours = copy.copy(self.optimizer), self.optimizer.param_groups
-        loaded.param_groups = [{**ours[min(n, len(ours) - 1)], "params": g["params"]} for n, g in enumerate(groups)]
-        self._check(groups, loaded.param_groups, states)
-        loaded.load_state_dict(
-            {
-                "state": {numbers[parameter]: state for parameter, state in states.items()},
-                "param_groups": [{**group, "params": [numbers[p] for p in group["params"]]} for group in groups],
-            }
-        )
-        return loaded
-
-    def _check(self, groups: list[dict[str, Any]], ours: list[dict[str, Any]], states: dict[Any, Any]) -> None:
-        """The same options in each group, of the same kinds; states of the right shapes."""
-        for number, (group, own) in enumerate(zip(groups, ours, strict=True)):
-            if own.keys() != group.keys():
+    def _check_groups(self) -> None:
+        """The same options in each group, of the same kinds; parameters, each once."""
+        ours = self.optimizer.param_groups
+        if type(self.groups) is not list or len(self.groups) < len(ours):
+            raise MismatchError(f"strategy.{self.path} has fewer groups of parameters in the file")
+        for number, group in enumerate(self.groups):
+            own = ours[min(number, len(ours) - 1)]
+            if type(group) is not dict or own.keys() != group.keys() or type(group["params"]) is not list:
                 raise MismatchError(f"strategy.{self.path}: group {number} has {[*group]} in the file, {[*own]} here")
             for name, value in group.items():
                 if family(value) != family(own[name]) and {family(value), family(own[name])} != {"number", "tensor"}:
                     raise differs(f"{self.path}.param_groups[{number}][{name!r}]", family(value), own[name])
-        cls = type(self.optimizer)
-        for parameter, state in states.items() if cls.__name__ in PLAIN and cls.__module__.startswith("torch.") else ():
-            for name, value in state.items():
-                if tuple(getattr(value, "shape", ())) not in ((), self.shapes[parameter]):
-                    raise MismatchError(
-                        f"strategy.{self.path}: {name:.40} has not the shape of its parameter in the file"
-                    )
+        parameters = [parameter for group in self.groups for parameter in group["params"]]
+        if not all(isinstance(each, nn.Parameter) for each in parameters) or len({*parameters}) < len(parameters):
+            raise MismatchError(f"strategy.{self.path} trains what is no parameter, or one twice, in the file")
+
+    def _check_state(self, decoder: Decoder) -> None:
+        """Dicts by name for parameters that it trains, with values of the right shapes."""
+        trained = {parameter for group in self.groups for parameter in group["params"]}
+        is_plain = type(self.optimizer).__name__ in PLAIN and type(self.optimizer).__module__.startswith("torch.")
+        for parameter, state in self.state.items():
+            if parameter not in trained or type(state) is not dict or not all(type(name) is str for name in state):
+                raise MismatchError(f"strategy.{self.path} has a state of something that it does not train in the file")
+            shapes = {tuple(getattr(value, "shape", ())) for value in state.values()} if is_plain else set()
+            if not shapes <= {(), tuple(decoder.values[parameter].shape)}:
+                raise MismatchError(f"strategy.{self.path}: a state has not the shape of its parameter in the file")
 
     def apply(self) -> None:
-        """Take what the copy has loaded."""
-        self.optimizer.param_groups[:] = self.loaded.param_groups
+        """Give the optimiser its groups, in place, and its state."""
+        groups = self.optimizer.param_groups
+        for own, group in zip(groups, self.groups, strict=False):
+            own.clear()
+            own.update(group)
+        groups.extend(self.groups[len(groups) :])
         self.optimizer.state.clear()
-        self.optimizer.state.update(self.loaded.state)
+        self.optimizer.state.update(self.state)
         self.optimizer.defaults.update(self.defaults)
         for name, value in self.others.items():
-            if value is not KEPT:
-                set_attribute(self.optimizer, name, value)
+            object.__setattr__(self.optimizer, name, value)

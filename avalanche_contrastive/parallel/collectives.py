@@ -7,7 +7,7 @@ divides by their number: together exactly the gradient of the loss, and of whate
 process alike.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Rows", "average_gradients", "broadcast", "of_all_processes", "processes", "rank", "split"]
+__all__ = ["Rows", "agreed", "average_gradients", "broadcast", "of_all_processes", "processes", "rank", "split"]
 
 Batch = TypeVar("Batch", Tensor, list[int])
+Result = TypeVar("Result")
 
 
 def processes() -> int:
@@ -46,6 +47,29 @@ def of_all_processes(value: Any) -> list[Any]:
     values: list[Any] = [None] * processes()
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(do: Callable[[], Result], kind: type[Exception]) -> Result:
+    """What a function gives, once it has succeeded in all processes. One that went on would wait for the others.
+
+    Args:
+        do: the function.
+        kind: of the error in a process that has none itself.
+
+    Raises:
+        Exception: what the function has raised here, or else an error of that kind with the words of another process.
+    """
+    error: Exception | None = None
+    try:
+        result = do()
+    except Exception as caught:
+        error = caught
+    others = [words for words in of_all_processes(None if error is None else str(error)) if words is not None]
+    if error is not None:
+        raise error
+    if others:
+        raise kind(f"failed in another process: {others[0]}")
+    return result
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ always in the same order, and the evaluation as well. Here the model is never wr
 import os
 import socket
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +31,7 @@ from avalanche_contrastive._checks import check_positive
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._loaders import unsharded
 from avalanche_contrastive._rows import SharesBatches
-from avalanche_contrastive._torch import digest, unwrapped
+from avalanche_contrastive._torch import digest, map_tensors, unwrapped
 from avalanche_contrastive.parallel.collectives import (
     Rows,
     average_gradients,
@@ -195,7 +195,7 @@ class DataParallel(SupervisedPlugin[Any], SharesBatches):
                 "process and not in the others, or as many batches not come from every process's loader?"
             )
         self._backward_is_due = False
-        strategy.mb_output = _mapped(strategy.mb_output, self._whole)
+        strategy.mb_output = map_tensors(self._whole, strategy.mb_output)
 
     def _whole(self, output: Tensor) -> Tensor:
         assert self.rows is not None
@@ -404,14 +404,3 @@ def _check_same(trouble: str, mine: Mapping[str, Any]) -> None:
             "strategy on the same stream from the same seed, and whatever draws random numbers between batches must "
             "do so in each."
         )
-
-
-def _mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A model's output with each tensor of it replaced."""
-    if isinstance(output, Tensor):
-        return function(output)
-    if isinstance(output, dict):
-        return {key: _mapped(value, function) for key, value in output.items()}
-    if isinstance(output, (list, tuple)):
-        return type(output)(_mapped(value, function) for value in output)
-    raise ValueError(f"DataParallel: the model must give tensors, or lists or dictionaries of them, got {output!r}.")

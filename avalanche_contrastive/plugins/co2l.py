@@ -51,7 +51,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         mem_size: exemplars in all (the paper's 200 or 500).
         augmentation: maps a batch (B, C, H, W) to one of the same shape, with a draw of its own per image; called
             once per view. None where the training transform is wrapped in ``TwoViews``.
-        views: of each image, made by the augmentation.
+        views: of each image, made by the augmentation (the paper's 2).
         temperature: of the contrast (the paper's 0.5; R-MNIST 0.1).
         base_temperature: multiplies the contrast by temperature / base_temperature, as the authors' code does with
             0.07; None is the paper.
@@ -60,18 +60,18 @@ class Co2LPlugin(ReplayMethodPlugin):
         domains: True for domain-incremental streams with a task label per domain: for the contrast the same class
             under another task label is another class, so that past domains give no anchors (the paper's R-MNIST).
             Read-out, memory and evaluation keep the classes as they are.
-        weight: of the relation distillation (lambda); 0 leaves it out.
-        distill_temperature: of the student's relations (kappa).
-        teacher_temperature: of the teacher's relations (kappa*).
+        weight: of the relation distillation (the paper's lambda); 0 leaves it out.
+        distill_temperature: of the student's relations (the paper's kappa).
+        teacher_temperature: of the teacher's relations (the paper's kappa*).
         batch_size_mem: None mixes the memory into the dataset, each exemplar once per epoch (the paper); a number
             replays that many rows in every step instead.
         rehearse: False keeps the memory for the read-out alone, out of the training (the paper's Table 2, no buffer).
         storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. (Where the classes
             cannot have equally many, the authors' code draws those with one more: ``plugins.exemplars``.)
         readout: "linear" (the paper) or "ncm", the nearest class mean.
-        readout_lr: of the linear read-out.
-        readout_epochs: of the linear read-out.
-        readout_batch_size: of the linear read-out.
+        readout_lr: of the linear read-out (the paper's 1).
+        readout_epochs: of the linear read-out (the paper's 100).
+        readout_batch_size: of the linear read-out (the paper's 256).
         readout_balance: what the linear read-out's images are drawn evenly by: "class" (the paper's Seq-CIFAR-10 and
             Seq-Tiny-ImageNet), "domain" (the authors' code for R-MNIST), "domain and class". None: "domain" with
             ``domains=True``, otherwise "class".
@@ -157,6 +157,7 @@ class Co2LPlugin(ReplayMethodPlugin):
         self._seen_labels: set[int] = set()
         self._check_readout = False  # before the next batch of an evaluation
         self._scores_are_asked_for = False
+        self._views_are_checked = False  # of the experience
 
     @property
     def needs_teacher(self) -> bool:
@@ -198,15 +199,17 @@ class Co2LPlugin(ReplayMethodPlugin):
                 + LABEL_THEM
             )
         self.refit.begin(strategy.experience, self.memory)
+        self._views_are_checked = False
 
     def forward_pass(self, strategy: Any, forward: Callable[[], Any]) -> Any:
         """The model gets views in the place of images; the teacher those that the student has got."""
         if not strategy.model.training:
             return forward()
+        if not self._views_are_checked:
+            _check_views(strategy, self.augmentation is None)
+            self._views_are_checked = True
         if self.augmentation is None:
-            self.table("views", lambda: _check_views(strategy, True))
             return forward()
-        self.table("views", lambda: _check_views(strategy, False))
         drawn: Drawn = self.of_batch.setdefault("drawn", [])
         output = run_on(partial(views_of, drawn, self.augmentation, self.views), strategy, forward)
         self.of_batch["views"] = drawn[-1][2]

@@ -1,6 +1,7 @@
 """CSD: contrastive supervised distillation of features, for retrieval."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
@@ -35,13 +36,14 @@ class CSDPlugin(MethodPlugin):
 
     Args:
         temperature: of the contrastive distillation (the authors' 0.07; the paper writes none, i.e. 1).
-        weight: of the contrastive distillation (lambda_CSD).
+        weight: of the contrastive distillation (the paper's lambda_CSD).
         form: "authors" (student anchors against students and teachers) or "paper" (Eq. 8).
-        normalize: divide features by their length in the contrastive distillation.
-        kd_weight: of the distillation of old logits (lambda_KD). No T^2, as the authors'; multiply by T^2 to have it.
+        normalize: divide features by their length in the contrastive distillation, as the authors do.
+        kd_weight: of the distillation of old logits (the paper's lambda_KD). No T^2, as the authors'; multiply by T^2
+            to have it.
         kd_temperature: of that distillation (the authors' 2).
-        triplet_weight: of the triplet loss.
-        margin: of the triplet loss, in cosine similarity.
+        triplet_weight: of the triplet loss (the authors' 1).
+        margin: of the triplet loss, in cosine similarity (the authors' 1).
         ce: "weighted" is the authors' (the softmax runs over all classes, samples of old classes do not count),
             "masked" lets it run over the new classes only, "all" counts every sample (for replay beside CSD).
         ce_weight: of the cross-entropy; without it the classifier learns nothing of new classes, the features may.
@@ -90,13 +92,17 @@ class CSDPlugin(MethodPlugin):
         """Take the features that the model, or the teacher in its place, makes on the way."""
         if self.multi_head and self.teacher is not None and not self._heads_share:
             self._check_heads(strategy)
-        with self.capture.listening(strategy.model):
+        with self._listening(strategy.model):
             output = forward()
         if strategy.model is self.teacher:
             self.of_batch["teacher's features"] = self.capture.take(output)
         else:
             self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
         return output
+
+    def _listening(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        places = self.table("places", lambda: self.capture.places_in(model), id(model))
+        return self.capture.listening(model, places)
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""
@@ -177,7 +183,7 @@ class CSDPlugin(MethodPlugin):
 
     def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""
-        with self.capture.listening(strategy.model):
+        with self._listening(strategy.model):
             kept = self._past_heads(strategy).logits(strategy.model, strategy.mb_x)
         return kept, self.capture.take(None)
 

@@ -99,7 +99,7 @@ class Guards:
         """
         x, y, *others = strategy.mbatch
         rows = len(x) if isinstance(x, Tensor) else next((len(part) for part in tensors_in(x)), None)
-        if not isinstance(y, Tensor) or not _whole_numbers(y) or y.ndim != 1 or rows not in (None, len(y)):
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or rows not in (None, len(y)):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
                 f"({'B' if rows is None else rows},), one per image, got {came(y)}. Are they one-hot or mixed, or "
@@ -142,7 +142,7 @@ class Guards:
     def evaluated(self, strategy: Any) -> None:
         """Refuse broken images in evaluation, too: a figure that counts them would say nothing."""
         x, y, *others = strategy.mbatch
-        if isinstance(y, Tensor) and _whole_numbers(y) and y.dtype != torch.long:  # criteria want 64 bits
+        if isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.long:  # criteria want 64 bits
             strategy.mbatch = [x, y.long(), *others]
         if not all(part.sum(dtype=torch.float32).isfinite() for part in tensors_in(x) if part.is_floating_point()):
             self._check_images(strategy, x, y, "images")
@@ -184,11 +184,6 @@ class Guards:
             f"({', '.join(f'{float(rate):g}' for rate in rates)}) too high? This step has not been taken: the weights "
             "are those after the one before."
         )
-
-
-def _whole_numbers(y: Tensor) -> bool:
-    """Whether a tensor has an integer type, or bool."""
-    return not (y.is_floating_point() or y.is_complex())
 
 
 def _codes(classes: list[Any]) -> list[int]:

@@ -16,7 +16,7 @@ from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins.guards import Guards
 from avalanche_contrastive.plugins.multihead import HeadGroups
 from avalanche_contrastive.plugins.partners import OWN_LOSS_TEMPLATES, REFUSED
-from avalanche_contrastive.plugins.step import BackwardPass, Step
+from avalanche_contrastive.plugins.step import Step
 from avalanche_contrastive.readout import UNFITTED_LOGIT
 from avalanche_contrastive.tasks import (
     check_stream,
@@ -75,7 +75,8 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         self.terms: dict[str, Tensor] = {}
         self.multi_head = False
         self.guards = Guards(type(self).__name__)
-        self.computed, self.backward = False, BackwardPass()  # the objective in this iteration, and what came of it
+        self.computed = False  # the objective, in this iteration
+        self.backward: list[Tensor] = []  # gradients that have come back to it
         self.labels = torch.zeros(0, dtype=torch.long)  # what tells the classes of the batch's rows apart, (B,)
         self._current: list[Any] = []  # classes of the current task, as in the ledger
         self._taught = 0  # entries of the ledger that the teacher knows
@@ -87,7 +88,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to the strategy that trains at this moment, or to its batch."""
-        return {**vars(self), "_step": None, "_shares": None, "of_batch": {}, "_tables": {}}
+        return {**vars(self), "_step": None, "_shares": None, "of_batch": {}, "_tables": {}, "backward": []}
 
     @abstractmethod
     def objective(self, strategy: Any) -> Tensor:
@@ -179,8 +180,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Stand in for the forward pass and the criterion until the iteration ends."""
-        self.computed = self.backward.seen = False
-        self.of_batch = {}
+        self.computed, self.backward, self.of_batch = False, [], {}
         if self._step is None:
             self._step = Step(self, strategy)
         self._step.begin()
@@ -198,12 +198,12 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
-        if not self.backward.seen:
+        if not self.backward:
             self._end_step()
             raise self.own_loss_error(strategy)
         if self._step is not None:
             self._step.end()
-        self.of_batch = {}
+        self.backward, self.of_batch = [], {}
         torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
         if self.multi_head:
             self._mask_other_heads(strategy)  # for the metrics, which come next

@@ -29,11 +29,12 @@ class SSILPlugin(ReplayMethodPlugin):
 
     Args:
         mem_size: exemplars in all.
-        batch_size_mem: replayed rows in each step, however full the memory.
+        batch_size_mem: replayed rows in each step, however full the memory (the authors' 32).
         storage_policy: any Avalanche buffer of size ``mem_size``; None: class-balanced, random. (The authors' code
             keeps the first images of each class: ``plugins.exemplars.FirstExemplarsSelection``.)
         separated: False is plain cross-entropy over all classes seen (the paper's ablation).
-        distillation: "task" for a softmax per past experience, "global" for one over all old classes, "none".
+        distillation: "task" (the paper) for a softmax per past experience, "global" for one over all old classes,
+            "none".
         temperature: of the distillation (the authors' 2).
         weight: of the distillation; its T^2 is included, so 1 / T^2 takes the paper's formula without it.
         teacher_mode: "eval" as the authors', or "train" for batch statistics in the teacher.

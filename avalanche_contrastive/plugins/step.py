@@ -8,7 +8,7 @@ from torch import Tensor
 
 from avalanche_contrastive.plugins.guards import describe_failure
 
-__all__ = ["BackwardPass", "Step"]
+__all__ = ["Step"]
 
 
 class Step:
@@ -36,44 +36,39 @@ class Step:
 
     def begin(self) -> None:
         """Stand in, for a new batch."""
-        self.end()
-        self._passes = 0
-        self._take_place()
-
-    def _take_place(self) -> None:
         strategy = self.strategy
-        self.criterion, self.own_forward = strategy._criterion, strategy.forward
-        self._own_criterion = strategy.criterion
-        strategy._criterion, strategy.forward = self._stand_in, self.forward
-        if type(strategy).criterion is not SupervisedProblem.criterion:
-            strategy.criterion = self.users_criterion
+        if strategy._criterion is not self._stand_in:  # it is, where another plugin has broken the last batch off
+            self.criterion, self.own_forward = strategy._criterion, strategy.forward
+            self._own_criterion = strategy.criterion
+            strategy._criterion, strategy.forward = self._stand_in, self.forward
+            if type(strategy).criterion is not SupervisedProblem.criterion:
+                strategy.criterion = self.users_criterion
+        self.output, self._passes, self._paused = None, 0, False
 
-    def _give_back(self) -> bool:
-        """Whether there was anything to give."""
+    def end(self) -> None:
+        """Give everything back; harmless where nothing was taken."""
         strategy = self.strategy
+        self.output = None
         if strategy._criterion is not self._stand_in:
-            return False
+            return
         strategy._criterion = self.criterion
         for name, own in (("forward", self.own_forward), ("criterion", self._own_criterion)):
             vars(strategy).pop(name, None)
             if getattr(strategy, name) != own:  # not a method of its class, but put there by the user
                 setattr(strategy, name, own)
-        return True
-
-    def end(self) -> None:
-        """Give everything back; harmless where nothing was taken."""
-        self._give_back()
-        self._paused, self.output = False, None
 
     def pause(self) -> None:
         """Give everything back while an evaluation lasts, which may come in the middle of a batch."""
-        self._paused = self._give_back()
+        self._paused, output = self.strategy._criterion is self._stand_in, self.output
+        self.end()
+        self.output = output
 
     def resume(self) -> None:
         """Go on with the batch, if there was one."""
         if self._paused:
-            self._paused = False
-            self._take_place()
+            output, passes = self.output, self._passes
+            self.begin()
+            self.output, self._passes = output, passes
 
     def refuse(self) -> None:
         """End after an error: the batch has moved nothing."""
@@ -145,7 +140,7 @@ class _CriterionInStep:
             strategy.mb_output = kept
         method.computed = True
         if loss.requires_grad:
-            loss.register_hook(method.backward.note)
+            loss.register_hook(method.backward.append)
         return loss
 
     def __getattr__(self, name: str) -> Any:
@@ -155,17 +150,6 @@ class _CriterionInStep:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.step.criterion, name, value)
-
-
-class BackwardPass:
-    """Whether a backward pass has come through a loss. Holds nothing: the graph would keep it alive for good."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def note(self, gradient: Tensor) -> None:
-        """A hook of the loss."""
-        self.seen = True
 
 
 def _equal(y: Any, of_batch: Any) -> bool:

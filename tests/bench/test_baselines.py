@@ -344,7 +344,7 @@ def test_a_network_gives_its_features_or_says_that_the_images_are_too_small(name
 def test_the_widths_and_sizes_of_the_networks():
     encoders = {name: make_encoder(name, (3, 32, 32)) for name in NETWORKS}
     widths = {"mlp": 100, "small_cnn": 64, "medium_cnn": 128, "mnist_cnn": 500, "resnet18": 512, "resnet32": 64}
-    widths |= {"resnet32_csd": 64}
+    widths |= {"resnet32_csd": 64, "adapter": 128, "identity": 3 * 32 * 32}
     assert {name: encoder.features for name, encoder in encoders.items()} == widths
     layers = [module for module in encoders["resnet32"].modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == 31  # and the head makes 32

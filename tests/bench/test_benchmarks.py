@@ -16,6 +16,7 @@ from avalanche_contrastive import registry
 from avalanche_contrastive.bench import cli, files, results, selection
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.methods import baselines
+from avalanche_contrastive.bench.options import keys_described, options_described
 from avalanche_contrastive.bench.report import pages, plots, stats, tables
 from avalanche_contrastive.bench.run import pool
 from avalanche_contrastive.bench.run.execute import versions
@@ -95,7 +96,7 @@ def test_the_same_command_again_runs_nothing_and_shows_the_same(quick_run, capsy
     before = {p.name: p.read_bytes() for p in quick_run.glob("*.json")}
     assert cli.main(["run", "naive", "joint", "--seeds", "0-1", "--out", str(quick_run), *QUICK]) == 0
     told = capsys.readouterr()
-    assert "4 of 4 runs are in" in told.err
+    assert told.err == f"4 runs of split_digits, 4 in {quick_run} already\n"
     assert "| Naive |" in told.out
     assert str(quick_run) in told.out
     assert before == {p.name: p.read_bytes() for p in quick_run.glob("*.json")}
@@ -268,7 +269,7 @@ def test_progress_is_reported_and_changes_nothing(name):
 
     config = replace(configs.load_row(name, SUITE).config, epochs=1, train_images=100, test_images=100)
     told = []
-    with_words = execute(config, 0, report=lambda share, words: told.append((share, words)))
+    with_words = execute(config, 0, report=lambda share, words, milestone="": told.append((share, words)))
     assert with_words["accuracy_matrix"] == execute(config, 0)["accuracy_matrix"]
     assert told[-1] == (1.0, "experience 5/5")
     assert [share for share, _ in told] == sorted(share for share, _ in told)
@@ -560,6 +561,32 @@ def test_list_shows_streams_networks_and_a_row_whole(capsys):
     assert cli.main(["list", "co2l_cifar10_200", "--suite", "paper"]) == 0
     whole = tomllib.loads(capsys.readouterr().out)
     assert (whole["epochs"], whole["options"]["temperature"]) == (500, 0.5)
+
+
+@pytest.mark.parametrize("name", configs.METHODS)
+def test_every_option_is_described_and_its_origin_is_known(name):
+    method = configs.METHODS[name]
+    described = options_described(method)
+    assert list(described) == list(method.options)
+    for sentence in described.values():
+        assert re.fullmatch(r".{3,} \[(paper|code|paper, code|ours|Avalanche)\]", sentence)
+    assert not [key for key in configs.KEYS if key not in keys_described()]
+
+
+def test_descriptions_are_the_first_sentences_of_the_docstrings(tmp_path, monkeypatch, capsys):
+    co2l = options_described(configs.METHODS["co2l"])
+    assert co2l["temperature"] == "of the contrast (the paper's 0.5; R-MNIST 0.1) [paper]"
+    assert co2l["readout_augment"].endswith("anew in each of its epochs, as the authors' code does [code]")
+    assert options_described(configs.METHODS["er_ace"])["batch_size_mem"].endswith("[Avalanche]")
+    (tmp_path / "mine_told.py").write_text(
+        'def build(s, *, depth=2, other=1):\n    """Mine.\n\n    Args:\n        depth: of e.g. a tree. Not of the sea.'
+        '\n    """\n'
+    )
+    (tmp_path / "mine.toml").write_text('method = "mine_told:build"\n')
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["list", "mine.toml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:] == ["# of e.g. a tree [yours]", "depth = 2", "# not described", "other = 1"]
 
 
 @pytest.mark.parametrize("command", ["list", "run", "tune", "table", "plot", "report"])

@@ -119,7 +119,7 @@ def test_the_run_shows_a_table_of_each_score(folder):
 def test_a_run_that_goes_on_after_its_first_experience_ends_with_the_same_matrices(folder, tmp_path):
     config = configs.updated(configs.load_row("naive", DIGITS).config, {"epochs": 2}, where="test")
 
-    def stop(share, words):
+    def stop(share, *words):
         if share > 0.5:
             raise KeyboardInterrupt
 
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_after_its_first_experience_ends_with_the_same_matric
         execute(config, 0, checkpoint=kept, report=stop)
     assert kept.is_file()
     told = []
-    found = execute(config, 0, checkpoint=kept, report=lambda share, words: told.append(words))
+    found = execute(config, 0, checkpoint=kept, report=lambda share, *words: told.extend(words))
     assert not any("experience 1/3" in words or "anew" in words for words in told)
     assert found["compatibility"] == stored(folder, "naive")["compatibility"]
 

@@ -16,11 +16,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.hostile import differing, snapshot
+from helpers.resuming import build, go_on
+from helpers.streams import make_benchmark
 
 from avalanche_contrastive import checkpoint
 from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench.config import METHODS, find_row, updated
 from avalanche_contrastive.bench.run import execute as runs
+from avalanche_contrastive.bench.run.resume import COSTS as KEPT
+from avalanche_contrastive.bench.run.resume import Keeper
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("run", "naive", "joint", "--set", "epochs=1", "--set", "batch_size=128")
@@ -165,16 +170,16 @@ def in_two_parts(name, path, **changes):
     config = updated(row.config, {"epochs": 2, "train_images": 200, "test_images": 100, **changes}, where=name)
     told = []
 
-    def stop(share, words):
+    def stop(share, words, milestone=""):
         told.append(words)
         if words.startswith("experience 3/"):
             raise StopError
 
-    undisturbed = runs.execute(config, 0, report=lambda share, words: None)
+    undisturbed = runs.execute(config, 0, report=lambda *words: None)
     with pytest.raises(StopError):
         runs.execute(config, 0, report=stop, checkpoint=path)
     saved = path.exists()
-    resumed = runs.execute(config, 0, report=lambda share, words: told.append(words), checkpoint=path)
+    resumed = runs.execute(config, 0, report=lambda share, words, milestone="": told.append(words), checkpoint=path)
     drop = COSTS | {"peak_memory_of"}
     one, other = ({key: value for key, value in r.items() if key not in drop} for r in (undisturbed, resumed))
     return one, other, told, saved
@@ -339,3 +344,33 @@ def test_a_folder_without_write_permission_is_refused_before_the_first_run(small
 def test_a_new_folder_is_made_and_left_empty(tmp_path):
     files.check_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+FORGED = {
+    "nothing": lambda extra: None,
+    "no figures": lambda extra: extra | {"figures": None},
+    "figures that are none": lambda extra: extra | {"figures": [{"Top1_Acc": "high"}]},
+    "figures in a list": lambda extra: extra | {"figures": [[0.5]]},
+    "a cost that is a text": lambda extra: extra | {"cost": extra["cost"] | {"training": "long"}},
+    "a cost that there is not": lambda extra: extra | {"cost": extra["cost"] | {"fuel": [1.0]}},
+    "costs of more experiences": lambda extra: extra | {"cost": {name: [1.0, 1.0] for name in KEPT}},
+    "seconds that are a text": lambda extra: extra | {"seconds": "1"},
+    "a run that is a number": lambda extra: extra | {"run": 5},
+    "no seconds": lambda extra: {name: value for name, value in extra.items() if name != "seconds"},
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_what_a_checkpoint_has_beside_the_state_is_checked_before_anything_is_restored(what, tmp_path):
+    told, path, stream = [], tmp_path / "a.pt", make_benchmark(per_class=6)
+    keeper = Keeper(path, {"seed": 0}, lambda done, words: told.append(words), began=time.perf_counter())
+    strategy = build("CSD")
+    go_on(strategy, stream, 0, 1)
+    keeper.save(strategy, stream.train_stream, [{"Top1_Acc": 0.5}], {name: [1.0] for name in KEPT})
+    assert keeper.resume(build("CSD"), stream.train_stream) == ([{"Top1_Acc": 0.5}], {name: [1.0] for name in KEPT})
+    checkpoint.save(strategy, path, extra=FORGED[what](checkpoint.extra_of(path)))
+    fresh = build("CSD")
+    before = snapshot(fresh)
+    assert keeper.resume(fresh, stream.train_stream) == ([], {})
+    assert differing(before, snapshot(fresh)) == []
+    assert all("starts anew" in words for words in told)

@@ -42,9 +42,9 @@ class Recorded(Progress):
         super().__init__(total, io.StringIO())
         self.reports = []
 
-    def moved(self, key, share, what):
+    def moved(self, key, share, what, milestone=""):
         self.reports.append((key, share, what))
-        super().moved(key, share, what)
+        super().moved(key, share, what, milestone)
 
 
 class Clock:
@@ -58,17 +58,22 @@ class Clock:
 # ---- what is shown
 
 
-def test_a_log_gets_one_line_per_finished_run_and_nothing_else():
+def test_a_log_gets_a_line_per_finished_experience_and_run_and_nothing_else():
     out = io.StringIO()
     shown = Progress(2, out)
     first, second = Job("naive", Config("naive"), 0), Job("naive", Config("naive"), 1)
     shown.started(first)
-    shown.moved(first.id, 0.5, "experience 3/5")
+    shown.moved(first.id, 0.4, "experience 2/5", "experience 2/5 · accuracy 80.0 so far · 3.0 s")
+    shown.moved(first.id, 0.5, "experience 3/5, epoch 2/4")
+    shown.moved(
+        first.id, 0.5, "experience 3/5, epoch 2/4", "experience 2/5 · accuracy 80.0 so far · 3.0 s"
+    )  # as a note is read again
     shown.finished(first, "accuracy 50.0")
     shown.started(second)
     shown.finished(second, "FAILED: out of luck", ok=False)
     shown.close()
     lines = out.getvalue().splitlines()
+    assert lines.pop(0).startswith("naive seed 0 · experience 2/5 · accuracy 80.0 so far · 3.0 s · 0:00 elapsed, about")
     assert [line.split(" · ")[:2] for line in lines] == [
         ["[1/2] naive seed 0", "accuracy 50.0"],
         ["[2/2] naive seed 1", "FAILED: out of luck"],
@@ -305,7 +310,7 @@ def test_reports_never_block_a_run_and_arrive_whole():
     send(("naive", 0, False), 0.0, "x" * 100_000)
     count = 0
     while reader.poll():
-        assert pickle.loads(reader.recv_bytes()) == (("naive", 0, False), 0.0, "experience 1/5, epoch 1/20")
+        assert pickle.loads(reader.recv_bytes()) == (("naive", 0, False), 0.0, "experience 1/5, epoch 1/20", "")
         count += 1
     assert 100 < count < 10_000
 

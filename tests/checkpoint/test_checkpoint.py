@@ -181,7 +181,7 @@ def test_the_memory_is_looked_up_when_it_is_needed(tmp_path):
     stored = [sample[0] for sample in strategy.method.storage_policy.buffer]
     restored = build("SSIL")
     checkpoint.restore(restored, tmp_path / "a.pt")
-    with pytest.raises(RuntimeError, match=r"Give restore the stream: restore\(strategy, path, stream="):
+    with pytest.raises(RuntimeError, match=r"Give the stream at once: restore\(strategy, path, stream="):
         _ = restored.method.storage_policy.buffer[0]
     restored.eval(benchmark.test_stream)  # does not need it
     restored = build("SSIL")

@@ -43,7 +43,7 @@ TWO = """
     import os, sys, torch, torch.distributed as dist
     from helpers.resuming import build, checkpoint, go_on
     from helpers.streams import make_benchmark
-    from avalanche_contrastive.distributed import DataParallel
+    from avalanche_contrastive.parallel import DataParallel
     folder = sys.argv[1]
     rank = 0 if os.fork() else 1
     torch.set_num_threads(1)
@@ -75,3 +75,57 @@ def test_of_two_processes_the_first_writes_and_each_has_its_random_state(tmp_pat
     assert len(torch.load(tmp_path / "a.pt", weights_only=True)["random"]) == 2
     with pytest.raises(checkpoint.MismatchError, match="is of 2 processes and cannot go on in 1"):
         checkpoint.restore(build("CSD", plugins=[DataParallel()]), tmp_path / "a.pt")
+
+
+# As the README has it: built anew, restored and trained on, without a word of processes in between.
+RESTART = """
+    import sys, torch
+    from pathlib import Path
+    from helpers.resuming import build, differing, ending, go_on
+    from helpers.streams import make_benchmark
+    from avalanche.training.determinism.rng_manager import RNGManager
+    from avalanche_contrastive import checkpoint
+    from avalanche_contrastive.parallel import DataParallel, is_main_process
+    torch.set_num_threads(1)
+    RNGManager.set_random_seeds(3)
+    strategy, path = build("SSIL", plugins=[DataParallel()]), Path(sys.argv[1]) / "a.pt"
+    benchmark = make_benchmark(per_class=3)
+    if sys.argv[2] == "broken" and not is_main_process():
+        path = path.with_name("b.pt")
+    try:
+        done = checkpoint.restore(strategy, path) if sys.argv[2] != "begin" else 0
+    except (checkpoint.CheckpointError, FileNotFoundError) as error:
+        print(f"{strategy.clock.train_exp_counter} {type(error).__name__}: {error}")
+        sys.exit()
+    go_on(strategy, benchmark, done, done + 2, path)
+    if is_main_process():
+        torch.save(ending(strategy), path.with_name(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_restore_joins_the_processes_that_torchrun_has_started(tmp_path):
+    def run(what):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        (tmp_path / "run.py").write_text(textwrap.dedent(RESTART))
+        torchrun = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+        ]
+        command = [*torchrun, str(tmp_path / "run.py"), str(tmp_path), what]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    run("begin")
+    run("end")
+    assert torch.load(tmp_path / "end", weights_only=False)["clock"]["train_exp_counter"] == 4
+    words = run("broken")
+    assert "0 FileNotFoundError" in words
+    assert "0 CheckpointError: failed in another process" in words

@@ -11,9 +11,10 @@ from avalanche_contrastive.bench.cli import make_parser
 
 DOCS = ROOT / "docs"
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+CARDS = sorted((ROOT / "benchmarks" / "methods").glob("*.md"))  # which pages of docs/methods/ include
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [p for p in (*PAGES, *CARDS) if blocks(p, "python")], ids=lambda p: p.stem)
 def test_the_code_runs(page, monkeypatch, tmp_path):
     """Blocks of a page follow each other; a marked one has a test of its own (test_readme, test_distributed)."""
     monkeypatch.chdir(tmp_path)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_data import FILES, check_words, choose, paired
+from notebook_data import FILES, choose, images, load_benchmark, table
+from words import CLAIMS, wrong
 
-from avalanche_contrastive.bench.data.streams import make_stream
 from notebooks import build
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -301,7 +301,7 @@ def test_a_folder_with_mnist_is_taken(tmp_path, monkeypatch):
     assert suite == "split_mnist"
     assert sizes["data"] == str(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"MNIST could not be loaded .* Incomplete: t10k-images-idx3-ubyte"):
-        make_stream(suite, 0, **sizes)
+        load_benchmark(path="mine")
 
 
 def test_mnist_as_one_file_is_taken(tmp_path):
@@ -319,20 +319,105 @@ def test_a_path_without_mnist_is_refused_and_nothing_made_or_downloaded(tmp_path
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_words_that_do_not_fit_are_refused_on_the_digits_and_named_elsewhere():
-    claims = {"one is one": True, "one is two": False}
-    with pytest.raises(ValueError, match="do not fit the numbers any more: one is two"):
-        check_words("split_digits", claims)
-    assert check_words("split_digits", {"one is one": True}) == ""
-    assert "Of the 2 statements that are checked, these do **not** hold here: one is two." in check_words(
-        "split_mnist", claims
-    )
-    assert "all hold here" in check_words("split_mnist", {"one is one": True})
+def test_the_images_of_some_experiences():
+    benchmark = load_benchmark(path="")
+    x, y = images(benchmark.test_stream[:2])
+    assert x.shape == (len(y), 1, 8, 8)
+    assert set(y.tolist()) == {
+        c for experience in benchmark.test_stream[:2] for c in experience.classes_in_this_experience
+    }
 
 
-def test_rows_are_compared_if_they_have_all_seeds_of_the_first():
-    def runs(*seeds):
-        return [{"seed": seed} for seed in seeds]
+def test_a_table_of_numbers_words_and_values_over_seeds():
+    rows = {"ours": {"accuracy": 81.26, "seeds": 3, "gain": [1.0, 2.0, 3.0]}, "other": dict.fromkeys("abc", "–")}
+    assert table(rows, "method").data.splitlines() == [
+        "| method | accuracy | seeds | gain |",
+        "| --- | ---: | ---: | ---: |",
+        "| ours | 81.3 | 3 | 2.0 ± 1.0 |",
+        "| other | – | – | – |",
+    ]
 
-    results = {"ours": runs(0, 1), "more": runs(0, 1, 2), "fewer": runs(1)}
-    assert paired(results, ["ours", "more", "fewer", "none"]) == {"ours": runs(0, 1), "more": runs(0, 1)}
+
+# What a notebook may have, so that it can be read in one go and each cell be copied.
+CELLS = range(8, 15)
+LINES = 130  # of code in all
+LINES_OF_A_CELL = 35
+
+
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("source", build.find(FOLDER), ids=lambda path: path.stem)
+def test_a_notebook_is_a_tutorial_of_a_few_short_cells(source):
+    cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
+    assert len(cells) in CELLS
+    code = [code_lines(cell) for cell in cells if cell.cell_type == "code"]
+    assert sum(map(len, code)) <= LINES
+    assert max(map(len, code)) <= LINES_OF_A_CELL
+    assert [line for lines in code for line in lines if re.search(r"\._[a-z]|import _", line)] == []  # nothing private
+
+
+@pytest.mark.parametrize("source", build.find(FOLDER), ids=lambda path: path.stem)
+def test_every_picture_says_what_it_shows_to_who_does_not_see_it(source):
+    pictures = 0
+    for cell in nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells:
+        drawn = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        pictures += len(drawn)
+        assert len(drawn) == ("alt" in cell.metadata)
+        for output in drawn:
+            assert 60 <= len(cell.metadata.alt) <= 400
+            assert output.metadata["image/png"] == {"alt": cell.metadata.alt}  # Jupyter, nbconvert, GitHub
+            assert cell.metadata.mystnb == {"image": {"alt": cell.metadata.alt}}  # the documentation
+    assert pictures >= 1
+
+
+@pytest.mark.parametrize("name", [path.stem for path in build.find(FOLDER)])
+def test_the_words_that_are_checked_stand_in_the_notebook(name):
+    cells = build.read_script(FOLDER / f"{name}.py").cells
+    text = " ".join(cell.source for cell in cells if cell.cell_type == "markdown").replace("**", "").replace("*", "")
+    text = " ".join(text.split())
+    assert CLAIMS[name]
+    assert [claim for claim in CLAIMS[name] if claim not in text] == []
+
+
+def test_what_the_numbers_do_not_show_is_named(monkeypatch):
+    claims = {"one is one": lambda n: n.one == 1, "one is two": lambda n: n.one == 2}
+    monkeypatch.setitem(CLAIMS, "01_tiny", claims)
+    assert wrong("01_tiny", {"one": 1, "__name__": "__main__"}) == ["one is two"]
+    assert wrong("02_without_claims", {}) == []
+
+
+SAYS = "def wrong(name, names):\n    return [f'{name}: two is three'] if names['two'] != 3 else []\n"
+
+
+def test_words_that_do_not_fit_fail_on_the_digits_and_are_named_on_other_data(folder, tmp_path, capsys):
+    (folder / "words.py").write_text(SAYS)
+    assert build.main(["--check", "--folder", str(folder)]) == 1
+    assert "01_tiny: says what its numbers do not: 01_tiny: two is three" in capsys.readouterr().err
+    assert build.main(["--data", "images", "--out", str(tmp_path / "out"), "--folder", str(folder)]) == 0
+    assert "not true of these data: 01_tiny: two is three" in capsys.readouterr().out
+    written = nbformat.read(tmp_path / "out" / "01_tiny.ipynb", as_version=4)
+    assert len(written.cells) == 4  # the check is not published
+    (folder / "01_tiny.py").write_text(CLEAN.replace("1 + 1", "1 + 2"))
+    assert build.main(["--folder", str(folder)]) == 0
+
+
+DRAWS = """\
+# %%HEADER
+import matplotlib.pyplot as plt
+
+plt.plot([1, 2]);
+"""
+
+
+def test_a_picture_gets_its_words_and_is_refused_without(tmp_path, capsys):
+    script = tmp_path / "01_draws.py"
+    script.write_text(DRAWS.replace("HEADER", ' alt="A line that rises from 1 to 2."'))
+    assert build.main(["--folder", str(tmp_path)]) == 0
+    (cell,) = nbformat.read(tmp_path / "01_draws.ipynb", as_version=4).cells
+    (picture,) = [output for output in cell.outputs if "image/png" in output.data]
+    assert picture.metadata["image/png"]["alt"] == cell.metadata.mystnb.image.alt == "A line that rises from 1 to 2."
+    script.write_text(DRAWS.replace("HEADER", ""))
+    assert build.main(["--folder", str(tmp_path)]) == 1
+    assert "cell 1 (import matplotlib.pyplot as plt): a picture needs a header" in capsys.readouterr().err

@@ -134,7 +134,7 @@ SAMPLES = {
     "labels as bools": (
         lambda x, y, i: (x, y > 3),
         ValueError,
-        r"integer class ids.*got torch.bool|labels .* torch.bool of .*torch.int64",
+        r"name classes that are in neither the current|labels .* torch.bool of .*torch.int64",
     ),
     "labels one-hot": (
         lambda x, y, i: (x, torch.eye(10, dtype=torch.long)[y]),

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import avalanche_contrastive
 from avalanche_contrastive import CSD, SSIL, BatchAugmentation, Co2L, ContrastiveModel, MTContrastiveModel
-from avalanche_contrastive.plugins import co2l, csd, multihead, ssil
+from avalanche_contrastive.plugins import co2l
 
 OURS = str(Path(avalanche_contrastive.__file__).parent)
 METHODS = ("ssil", "csd", "co2l")
@@ -60,14 +60,15 @@ def third_step(strategy, stream, begin, end):
     assert len(steps) >= 3
 
 
-# CSD's are above all the hooks that take features: 16 of features.py and _torch.py.
-@pytest.mark.parametrize(("method", "most"), [("ssil", 32), ("co2l", 51), ("csd", 74)])
+# CSD's are above all the hooks that take features: 15 of features.py and _torch.py.
+@pytest.mark.parametrize(("method", "most"), [("ssil", 27), ("co2l", 40), ("csd", 63)])
 def test_one_step_passes_few_functions_of_ours(method, most):
     calls = Counter()
 
     def note(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(OURS):
-            calls[frame.f_code.co_filename, frame.f_code.co_qualname] += 1
+        name = frame.f_code.co_qualname
+        if event == "call" and frame.f_code.co_filename.startswith(OURS) and not name.endswith("comp>"):
+            calls[frame.f_code.co_filename, name] += 1  # newer Pythons call no function for a comprehension
 
     third_step(make(method), make_benchmark().train_stream, lambda: sys.setprofile(note), lambda: sys.setprofile(None))
     assert 10 < len(calls) <= most, sorted(calls)
@@ -76,21 +77,9 @@ def test_one_step_passes_few_functions_of_ours(method, most):
 # ---- waits
 
 WAITS = {"aten::item", "aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero"}
-LOSSES = ("asymmetric_supcon", "relation_distillation", "separated_softmax", "taskwise_distillation")
-LOSSES += ("batch_hard_triplet", "contrastive_distillation")
-# Waits inside losses.py in one step, which are that module's own; lower them as they go.
-IN_LOSSES = {"ssil": 4, "csd": 1, "co2l": 3}
 
 
-def mark_losses(monkeypatch):
-    """Have a profile tell what happens inside losses.py."""
-    for module in (co2l, csd, ssil, multihead):
-        for name in LOSSES:
-            if loss := getattr(module, name, None):
-                monkeypatch.setattr(module, name, marked(loss))
-
-
-def marked(function, name="a loss"):
+def marked(function, name):
     def call(*args, **kwargs):
         with record_function(name):
             return function(*args, **kwargs)
@@ -99,7 +88,7 @@ def marked(function, name="a loss"):
 
 
 def waits(strategy, stream, but=()):
-    """Readings of a device's value in one step, (of the losses, of all else): one each, however many calls it makes.
+    """Readings of a device's value in one step: one each, however many calls it makes.
 
     Args:
         strategy: trains two experiences.
@@ -108,41 +97,37 @@ def waits(strategy, stream, but=()):
     """
     profiler = profile(activities=[ProfilerActivity.CPU])
     third_step(strategy, stream, profiler.start, profiler.stop)
-    inside, outside = [], []
+    found = []
     for event in profiler.events():
         above, parent = [], event.cpu_parent
         while parent is not None:
             above.append(parent.name)
             parent = parent.cpu_parent
         if event.name in WAITS and not any(name in WAITS or name.startswith(tuple(but)) for name in above):
-            (inside if "a loss" in above else outside).append((event.name, above[:1]))
-    return inside, outside
+            found.append((event.name, above[:1]))
+    return found
 
 
 @every_method
-def test_the_host_waits_once_in_a_step(method, monkeypatch):
-    mark_losses(monkeypatch)
-    inside, outside = waits(make(method), make_benchmark().train_stream)
-    assert len(outside) == 1, outside
-    assert len(inside) <= IN_LOSSES[method], inside
+def test_the_host_waits_once_in_a_step(method):
+    found = waits(make(method), make_benchmark().train_stream)
+    assert len(found) == 1, found
 
 
 @pytest.mark.parametrize("method", ["ssil", "csd"])
 def test_the_host_waits_no_oftener_for_a_model_with_a_head_per_task(method, monkeypatch):
     """Avalanche's own way through the heads, and back, waits for the task labels of the batch; ours does not."""
-    mark_losses(monkeypatch)
     monkeypatch.setattr(MTSimpleMLP, "forward", marked(MTSimpleMLP.forward, "Avalanche's"))
     stream = head_benchmark(per_class=12).train_stream
-    _, outside = waits(make(method, heads=True), stream, but=("Avalanche's", "autograd::engine"))
-    assert len(outside) == 1, outside
+    found = waits(make(method, heads=True), stream, but=("Avalanche's", "autograd::engine"))
+    assert len(found) == 1, found
 
 
 def test_scores_for_metrics_cost_no_wait_either(monkeypatch):
-    mark_losses(monkeypatch)
     evaluators = [EvaluationPlugin(accuracy_metrics(epoch=True)), EvaluationPlugin(loss_metrics(epoch=True))]
     made, calls = co2l._neighbour_scores, []
     monkeypatch.setattr(co2l, "_neighbour_scores", lambda *a: calls.append(1) or made(*a))
-    both = [len(waits(make("co2l", evaluator=evaluator), make_benchmark().train_stream)[1]) for evaluator in evaluators]
+    both = [len(waits(make("co2l", evaluator=evaluator), make_benchmark().train_stream)) for evaluator in evaluators]
     assert calls, "accuracy looks at outputs"
     assert max(both) <= 4  # the metrics' own, and ours
 

@@ -72,7 +72,7 @@ def replay(s: Setting, *, batch_size_mem: int = 32, head: str = "linear") -> Bui
     """Cross-entropy on the new data and a replay batch (ReplayPlugin).
 
     Args:
-        batch_size_mem: stored images of a step.
+        batch_size_mem: rows of the memory in each step.
         head: one of HEADS; "simplex" is fixed, with a direction for each class from the start.
     """
     layer, readout = head_of(head, "replay")
@@ -139,7 +139,12 @@ def gdumb(s: Setting, *, memory_epochs: int = 60) -> Built:
 
 
 def gss(s: Setting, *, mem_strength: int = 10, batch_size_mem: int = 32) -> Built:
-    """Replay of images with unlike gradients; repaired: chooses from each image once, clean gradients."""
+    """Replay of images with unlike gradients; repaired: chooses from each image once, clean gradients.
+
+    Args:
+        mem_strength: batches of the memory whose gradients an image's is compared with.
+        batch_size_mem: rows of the memory in each step.
+    """
     plugin = StreamGSS(s.config.memory, mem_strength, s.image_shape, batch_size_mem)
     model = s.classifier()
     keywords = s.keywords()
@@ -183,6 +188,9 @@ def la_maml(
     """Look-ahead MAML with a rate per weight; no augmentation reaches it; repaired: batches of any size.
 
     The config's rate is not used.
+
+    Args:
+        batch_size_mem: rows of the memory in each step.
     """
     model = TaskBlind(s.classifier())
     strategy = RepairedLaMAML(
@@ -201,7 +209,11 @@ def la_maml(
 
 
 def feature_replay(s: Setting, *, batch_size_mem: int = 32) -> Built:
-    """Replay of stored features in the head (PR-ACE); repaired: endless loop, evaluation without draws."""
+    """Replay of stored features in the head (PR-ACE); repaired: endless loop, evaluation without draws.
+
+    Args:
+        batch_size_mem: rows of the memory in each step.
+    """
     criterion = MaskedCrossEntropy(mask="new")
     strategy = _with_memory(
         s, RepairedFeatureReplay, batch_size_mem=batch_size_mem, last_layer_name="head", criterion=criterion
@@ -283,7 +295,11 @@ def bic(
 
 
 def scr(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, projection_size: int = 64) -> Built:
-    """Supervised contrastive replay as Avalanche ships it."""
+    """Supervised contrastive replay as Avalanche ships it.
+
+    Args:
+        projection_size: width of the projection.
+    """
     if s.config.memory < s.classes:
         raise ValueError(
             f"scr as Avalanche ships it needs a stored image of each class, but a memory of {s.config.memory} cannot "
@@ -293,7 +309,11 @@ def scr(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, proje
 
 
 def scr_repaired(s: Setting, *, temperature: float = 0.1, batch_size_mem: int = 32, projection_size: int = 64) -> Built:
-    """SCR with fresh class means and a unit-length projection, see RepairedSCR."""
+    """SCR with fresh class means and a unit-length projection, see RepairedSCR.
+
+    Args:
+        projection_size: width of the projection.
+    """
     return _scr(s, RepairedSCR, temperature, batch_size_mem, projection_size, unit_length=True)
 
 
@@ -323,6 +343,7 @@ def cope(s: Setting, *, p_size: int = 100, alpha: float = 0.99, T: float = 0.1, 
         p_size: width of the prototypes.
         alpha: their momentum.
         T: temperature of the contrast.
+        batch_size_mem: rows of the memory in each step.
     """
     encoder = s.encoder()
     # A linear layer that ends in the prototypes' space, normalised: what the plugin would make of a classifier.

@@ -35,10 +35,10 @@ def co2l(
     """Co2L with the setting's augmentation for all views.
 
     Args:
-        storage: one of STORAGES. The authors have "random_remainder": balanced over classes, what does not divide goes
-            to classes by chance; on R-MNIST "reservoir".
-        projection_size: width of the projection.
-        hidden_size: of the projection head; 0: as wide as the encoder's features.
+        storage: how images are chosen: "class_balanced", "random_remainder" (the authors': what does not divide among
+            the classes goes to them by chance), "first" of each class, or "reservoir" (the authors' on R-MNIST).
+        projection_size: width of the projection (the paper's 128).
+        hidden_size: width of the hidden layer of the projection head; 0: as wide as the encoder's features.
         normalize: divide projections by their length; the authors do not on R-MNIST.
         options: of ``Co2LPlugin``.
     """
@@ -58,7 +58,8 @@ def ssil(s: Setting, *, storage: str = "class_balanced", **options: Any) -> Buil
     """SS-IL.
 
     Args:
-        storage: one of STORAGES; the authors have "first", the first images of each class.
+        storage: how images are chosen: "class_balanced", "random_remainder", "first" of each class (the authors'), or
+            "reservoir".
         options: of ``SSILPlugin``.
     """
     return Built(_strategy(s, "ssil", s.classifier(), options, **_memory(s, storage)), LINEAR)

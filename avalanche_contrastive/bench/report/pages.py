@@ -212,6 +212,8 @@ def _table_for(suite: str, names: Sequence[str], everything: Everything, where: 
 
 def command(parsed: argparse.Namespace) -> int:
     """Print or write tables."""
+    if parsed.format != "md" and (parsed.write or parsed.into):
+        raise ValueError("--format is of what is printed: pages written by --write and --into are Markdown")
     everything = load_all(parsed.results)
     if parsed.write:
         write_text(parsed.write, results_page(everything))

@@ -20,8 +20,8 @@ from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
 from avalanche_contrastive.bench.run.compatible import unseen_metrics
-from avalanche_contrastive.bench.run.measure import device_of, is_out_of_memory, no_memory
-from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, ReportProgress, TaskAccuracy
+from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_of_memory, no_memory
+from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
 from avalanche_contrastive.parallel.plugin import DataParallel, processes
@@ -46,6 +46,7 @@ def check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str
     place = device_of(device)
     for row in rows:
         check(row.config)
+        autocast(row.config.precision, place)
     streams: dict[Any, Stream] = {}
     for row in rows:
         try:
@@ -76,6 +77,8 @@ def check(config: Config) -> None:
         raise ValueError(f"{config.method} does not run on {config.scenario}-incremental streams: {method.why_not}")
     if launched() > 1 and method.alone:
         raise ValueError(f"{config.method} cannot be trained by several processes together: {method.alone}")
+    if config.precision != "fp32" and method.fp32_only:
+        raise ValueError(f"{config.method} cannot be trained in {config.precision}: {method.fp32_only}")
     for key in ("epochs", "batch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
@@ -149,6 +152,8 @@ def build(config: Config, stream: Stream, device: torch.device, report: Report |
     module, _, function = method.build.partition(":")
     built = getattr(importlib.import_module(module), function)(setting, **config.options)
     built = built if isinstance(built, Built) else Built(built, "the model's own output")
+    if config.precision != "fp32":
+        built.strategy.plugins.append(PlainBackward())
     if processes() > 1:
         built.strategy._distributed_check = True  # Avalanche's, which warns of plugins that DataParallel serves
     if not (hasattr(built.strategy, "train") and hasattr(built.strategy, "eval")):

@@ -269,14 +269,15 @@ def run_task(
         importable(Path(place))
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, for jobs that save what they have so far
-    noted = 0.0
+    noted, reached = 0.0, ""
 
-    def report(share: float, what: str) -> None:
-        nonlocal noted
-        if time.monotonic() - noted >= NOTE_SECONDS:
+    def report(share: float, what: str, milestone: str = "") -> None:
+        nonlocal noted, reached
+        reached = milestone or reached
+        if milestone or time.monotonic() - noted >= NOTE_SECONDS:
             noted = time.monotonic()
             try:
-                write_json(note, {"share": share, "what": what})
+                write_json(note, {"share": share, "what": what, "milestone": reached})
             except OSError as error:  # the run matters more than what is said of it
                 print(f"could not write {note}: {error}", file=sys.stderr)
 
@@ -376,6 +377,6 @@ def _show(job: Job, folder: Path, progress: Progress) -> None:
     """That a run runs, and where it is if it said so."""
     progress.started(job)
     path = _note_path(folder, job)
-    if progress.moving and path.is_file():
+    if path.is_file():
         note = read_json(path)
-        progress.moved(job.id, note["share"], note["what"])
+        progress.moved(job.id, note["share"], note["what"], note["milestone"])

@@ -9,43 +9,37 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import (
     check_writable,
     checkpoint_path,
     remove_checkpoint,
-    result_path,
     write_text,
 )
-from avalanche_contrastive.bench.report import plots, tables
+from avalanche_contrastive.bench.report import tables
 from avalanche_contrastive.bench.run import together
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import run_job
+from avalanche_contrastive.bench.run.matrix import Matrix
 from avalanche_contrastive.bench.run.pool import Job, run_jobs, train_along
 from avalanche_contrastive.bench.run.progress import Progress
-from avalanche_contrastive.bench.selection import OWN_SUITE, chosen_rows, pairs
+from avalanche_contrastive.bench.selection import pairs
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace, matrix: Matrix) -> int:
     """The command, in one process or in all those that torchrun has started; 1 if a run failed."""
     if launched() == 1:
-        return _lead(parsed)
+        return _lead(parsed, matrix)
     together.check(parsed)
-    return together.run_together(parsed.device, partial(_lead, parsed), partial(train_along, run_job))
+    return together.run_together(parsed.device, partial(_lead, parsed, matrix), partial(train_along, run_job))
 
 
-def _lead(parsed: argparse.Namespace) -> int:
-    rows = chosen_rows(parsed)
+def _lead(parsed: argparse.Namespace, matrix: Matrix) -> int:
     device = "cuda" if parsed.gpus else parsed.device
     _check_cluster(parsed)
-    check_rows(rows, parsed.seeds, parsed.root, device if parsed.on == "local" else "cpu")
-    out: Path = parsed.out or Path("out") / (rows[0].config.suite if parsed.data is None else _stem(parsed.data))
+    check_rows(matrix.rows, parsed.seeds, parsed.root, device if parsed.on == "local" else "cpu")
+    out = matrix.out
     check_writable(out)
-    wanted = [(row, seed) for seed in parsed.seeds for row in rows]
-    missing = [(row, seed) for row, seed in wanted if parsed.again or not results.is_done(out, row, seed)]
-    _check_replaced(out, missing, parsed.again)
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {out} already", file=sys.stderr)
+    matrix.check_replaced()
     jobs = [
         Job(
             row.name,
@@ -57,40 +51,24 @@ def _lead(parsed: argparse.Namespace) -> int:
             key=row.shown(),
             checkpoint=checkpoint_path(out.resolve(), row.name, seed),
         )
-        for row, seed in missing
+        for row, seed in matrix.missing
     ]
     if parsed.again:
         for job in jobs:
             remove_checkpoint(job.checkpoint)
-    failed = _do(parsed, jobs, out) if jobs else []
+    failed = _do(parsed, jobs, matrix) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
-    if any(results.is_done(out, row, seed) for row, seed in wanted):
+    if any(results.is_done(out, row, seed) for row, seed in matrix.wanted):
         _show(out)
     return 1 if failed else 0
 
 
-def _stem(data: Path) -> str:
-    return data.expanduser().resolve().stem or OWN_SUITE
-
-
-def _check_replaced(out: Path, missing: Sequence[tuple[Row, int]], again: bool) -> None:
-    """Refuse to write over results of another setting."""
-    for row, seed in missing:
-        stored = None if again else results.stored_result(out, row, seed)
-        if stored is not None:
-            raise ValueError(
-                f"{result_path(out, row.name, seed)} is there, of another setting: "
-                f"{results.difference(stored, row, seed)}. Give another --out, or --again to replace it"
-            )
-
-
-def _do(parsed: argparse.Namespace, jobs: Sequence[Job], out: Path) -> list[tuple[Job, str]]:
+def _do(parsed: argparse.Namespace, jobs: Sequence[Job], matrix: Matrix) -> list[tuple[Job, str]]:
     """The runs, here or on the cluster; what went wrong."""
-    progress = Progress(len(jobs))
+    progress, out = Progress(len(jobs)), matrix.out
     if parsed.on == "local":
-        at_once = parsed.jobs or (2 if launched() == 1 else 1)
-        return run_jobs(jobs, at_once, run_job, partial(_save, out, results.git_commit()), progress=progress)
+        return run_jobs(jobs, matrix.at_once, run_job, partial(_save, out, results.git_commit()), progress=progress)
     from avalanche_contrastive.bench.run.cluster import SlurmOptions, submit_jobs  # submitit is an extra
 
     options = SlurmOptions(
@@ -126,5 +104,7 @@ def _show(out: Path) -> None:
     text = tables.all_tables(grouped)
     print(f"\n{text}")
     write_text(out / "table.md", text)
+    from avalanche_contrastive.bench.report import plots  # matplotlib takes a while
+
     drawn = ", ".join(path.name for path in plots.plot_all(grouped, out))
     print(f"JSON, table.md, {drawn} are in {out.resolve()}")

@@ -25,9 +25,9 @@ from avalanche_contrastive.bench.report.stats import (
 from avalanche_contrastive.bench.results import fingerprint
 from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
 from avalanche_contrastive.bench.run.compatible import compatibility_figures
-from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device, device_of
+from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock, describe_device, device_of
 from avalanche_contrastive.bench.run.pool import Job, Report
-from avalanche_contrastive.bench.run.resume import Keeper
+from avalanche_contrastive.bench.run.resume import COSTS, Keeper
 from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.parallel.plugin import processes
 
@@ -71,12 +71,13 @@ def execute(
     built = build(config, stream, place, report)
     steps = steps_of(config, stream.benchmark)
 
-    def say(done: int, words: str) -> None:
+    def say(done: int, *words: str) -> None:
         if report is not None:
-            report(done / len(steps), words)
+            report(done / len(steps), *words)
 
     keeper = Keeper(checkpoint, _decisive(config, seed, validation, place), say, began=began)
-    figures, cost = _train_and_evaluate(config, built.strategy, stream, steps, PeakMemory(place), keeper)
+    with autocast(config.precision, place):
+        figures, cost = _train_and_evaluate(config, built.strategy, stream, steps, PeakMemory(place), keeper)
     found = matrices(figures, len(stream.counts))
     return {
         "config": config.as_dict(),
@@ -88,10 +89,9 @@ def execute(
         **summary(found, stream.counts),
         **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
         **({"compatibility": compatibility_figures(built.strategy)} if stream.unseen else {}),
-        **cost,
+        **_together(cost),
         "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
-        **_together(cost),
         "versions": versions(),
     }
 
@@ -120,11 +120,12 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
     )
 
 
-def _together(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result says beside the rest where several processes have trained."""
+def _together(cost: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a run cost, and where several processes have trained, how."""
     if processes() == 1:
-        return {}
+        return cost
     return {
+        **cost,
         "processes": processes(),
         "backend": torch.distributed.get_backend(),
         "peak_memory_of": f"{cost['peak_memory_of']}, of the first process",
@@ -138,7 +139,7 @@ def _train_and_evaluate(
     # All data that a checkpoint may name: a metric holds the unseen ones.
     data = [*stream.benchmark.train_stream, *(SimpleNamespace(dataset=half) for half in stream.unseen or ())]
     figures, cost = keeper.resume(strategy, data)
-    cost = cost or {"training": [], "evaluation": [], "memory": []}
+    cost = cost or {name: [] for name in COSTS}
     loading = {"drop_last": True} if config.drop_last else {}
     for step in steps[len(figures) :]:
         peak.start()
@@ -151,6 +152,8 @@ def _train_and_evaluate(
         cost["evaluation"].append(round(clock(peak.device) - trained, 3))
         cost["memory"].append(round(peak.stop(), 1))
         if len(figures) < len(steps):
+            done = f"experience {len(figures)}/{len(steps)}"
+            keeper.say(len(figures), done, f"{done} · {_so_far(figures, stream.counts, start)}")
             keeper.save(strategy, data, figures, cost)
     return figures, {
         "seconds_per_experience": {"training": cost["training"], "evaluation": cost["evaluation"]},
@@ -158,6 +161,13 @@ def _train_and_evaluate(
         "peak_memory_mib": cost["memory"],
         "peak_memory_of": peak.kind,
     }
+
+
+def _so_far(figures: Sequence[Mapping[str, Any]], counts: list[int], start: float) -> str:
+    """Accuracy on all classes seen, after some of the experiences, and what the last of them has taken."""
+    done = len(figures)
+    seen = seen_accuracy([[_figure(figures[-1], "Top1_Acc_Exp/", f"/Exp{j:03d}") for j in range(done)]], counts[:done])
+    return f"accuracy {100 * seen[-1]:.1f} so far · {time.perf_counter() - start:.1f} s"
 
 
 def _decisive(config: Config, seed: int, validation: bool, device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import platform
 import re
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,8 +82,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def clock(device: torch.device | str = "cpu") -> float:
     """``time.perf_counter`` when all that a GPU was given to do is done."""
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 
@@ -122,16 +127,41 @@ def _give_back() -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto" for what is there; under torchrun a GPU for each process.
+    """The device of "cpu", "cuda", "cuda:1", "mps", or "auto" for what is there; under torchrun a GPU for each process.
 
     Raises:
         ValueError: there is no such device.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here. Is the driver there, and torch built for it?")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no GPU here. Is the driver there, and torch built for it?")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "--device mps: torch finds no GPU of Apple here. Is this a Mac with one, and torch built for it?"
+        )
     if launched() > 1 and name != "cpu":
+        if name not in ("cuda", "auto"):
+            raise ValueError(f"--device {name} under torchrun: each process takes a GPU of its own, give --device cuda")
         return local_device()
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What training and evaluation happen under: nothing for "fp32"; for "bf16" matrix products in bfloat16.
+
+    Without autocast's cache of rounded weights, which is emptied where an autocast ends: here after many steps.
+
+    Raises:
+        ValueError: the device cannot compute in bfloat16.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    able = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else True
+    if not (able and torch.amp.is_autocast_available(device.type)):
+        raise ValueError(f"--precision bf16: {describe_device(device)} does not compute in bfloat16; leave it out")
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def describe_device(device: torch.device | str = "cpu") -> str:

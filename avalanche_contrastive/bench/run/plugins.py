@@ -55,6 +55,22 @@ class _Augmented:
         return (self.augmentation(x.to(self.device)) if x.ndim == 4 else x, *rest)
 
 
+class PlainBackward(SupervisedPlugin):
+    """End an autocast for the backward pass: gradients are taken in the precision in which the forward pass was.
+
+    The last of the plugins, since others add to the loss just before that pass.
+    """
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Leave the autocast."""
+        self._off = torch.autocast(strategy.device.type, enabled=False)
+        self._off.__enter__()
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Be in it again."""
+        self._off.__exit__(None, None, None)
+
+
 class TaskAccuracy(PluginMetric[float]):
     """Accuracy of each experience with its classes known: logits of all other classes are left out.
 

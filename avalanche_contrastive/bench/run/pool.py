@@ -8,6 +8,7 @@ import os
 import pickle
 import select
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -32,9 +33,12 @@ from avalanche_contrastive.bench.run.measure import is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.progress import Key, Progress
 
 Outcome = dict[str, Any] | str  # a result, or what went wrong
-Report = Callable[[float, str], None]  # share done in [0, 1], and where the run stands in words
+Report = Callable[..., None]  # share done in [0, 1], where the run stands in words, and the milestone it has reached
 
 REPORT_SECONDS = 0.2  # between two messages of one run
+# Workers on Linux are forks of one process that imports, and no more. A fork of this process would copy torch's threads
+# half alive; and a fork cannot use a GPU that its parent has looked at.
+START = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,9 @@ def _in_workers(jobs: Sequence[Job], processes: int, work: Work, progress: Progr
             idle = [slot for slot in range(processes) if slot not in [slot for slot, _ in running.values()]]
             for slot in idle[: len(waiting)]:
                 job = waiting.popleft()
-                running[_submit(pools, slot, partial(_attempt, work, job), writer)] = slot, job
+                running[_submit(pools, slot, job, work, writer)] = slot, job
                 progress.started(job)
-            done, _ = wait(running, timeout=0.25 if progress.moving else 1.0, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
             while messages is not None and messages.poll():
                 progress.moved(*pickle.loads(messages.recv_bytes()))
             for future in done:
@@ -165,17 +169,17 @@ def _pipe() -> tuple[Connection, Connection] | tuple[None, None]:
 
 
 def _submit(
-    pools: dict[int, ProcessPoolExecutor], slot: int, attempt: Callable[[], Outcome], writer: Connection | None
+    pools: dict[int, ProcessPoolExecutor], slot: int, job: Job, work: Work, writer: Connection | None
 ) -> Future[Outcome]:
-    """Give the attempt to the slot's process, a new one if it has none or if that died since its last run."""
+    """Give the job to the slot's process, a new one if it has none or if that died since its last run."""
     if slot in pools:
         try:
-            return pools[slot].submit(attempt)
+            return pools[slot].submit(_attempt, work, job)
         except BrokenProcessPool:
             pools[slot].shutdown(wait=False)
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half alive
+    context = multiprocessing.get_context(START if job.device == "cpu" else "spawn")
     pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(writer,))
-    return pools[slot].submit(attempt)
+    return pools[slot].submit(_attempt, work, job)
 
 
 def _stop(pools: Iterable[ProcessPoolExecutor]) -> None:
@@ -211,11 +215,11 @@ class _Sender:
         self.writer = writer
         self.sent = 0.0
 
-    def __call__(self, key: Key, share: float, what: str) -> None:
-        if 0 < share < 1 and time.monotonic() - self.sent < REPORT_SECONDS:
+    def __call__(self, key: Key, share: float, what: str, milestone: str = "") -> None:
+        if 0 < share < 1 and not milestone and time.monotonic() - self.sent < REPORT_SECONDS:
             return
         self.sent = time.monotonic()
-        message = pickle.dumps((key, share, what))
+        message = pickle.dumps((key, share, what, milestone))
         if len(message) + 8 <= select.PIPE_BUF:
             try:
                 self.writer.send_bytes(message)
@@ -227,11 +231,11 @@ def _ignore(*words: Any, **named: Any) -> None:
     """Does nothing."""
 
 
-_tell: Callable[[Key, float, str], None] = _ignore  # where this process's runs report
+_tell: Callable[..., None] = _ignore  # where this process's runs report
 
 
 @contextmanager
-def _reports_to(listener: Callable[[Key, float, str], None]) -> Iterator[None]:
+def _reports_to(listener: Callable[..., None]) -> Iterator[None]:
     global _tell
     before, _tell = _tell, listener
     try:
@@ -265,7 +269,7 @@ def _attempt(work: Work, job: Job) -> Outcome:
     try:
         if launched() > 1:
             together.announce(job)
-        return work(job, lambda share, what: _tell(job.id, share, what))
+        return work(job, partial(_tell, job.id))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a builder that calls sys.exit(), too: one bad run stops no other

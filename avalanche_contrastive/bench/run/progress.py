@@ -1,4 +1,4 @@
-"""Where many runs stand: a line per finished run, and on a terminal bars that move."""
+"""Where many runs stand: a line per finished run; on a terminal bars that move, elsewhere a line per experience."""
 
 import os
 import sys
@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
+
+from avalanche_contrastive.bench.files import clock_time
 
 Key = tuple[str, int, bool]  # what tells the runs of one call apart: name, seed, validation
 
@@ -36,6 +38,7 @@ class _Running:
     began: float
     share: float = 0.0
     what: str = ""
+    milestone: str = ""
     bar: Any = field(default=None, repr=False)
 
     def seconds(self, expected: float | None) -> float | None:
@@ -46,6 +49,8 @@ class _Running:
 
 class Progress:
     """A line per finished run; on a terminal, below these lines, one that sums up and a bar per run under way.
+
+    Where there is no terminal (a log file, a cluster) each finished experience has a line instead of the bars.
 
     Only the process that waits for the runs draws, from one thread. A terminal that goes away stops the drawing, not
     the runs.
@@ -75,14 +80,25 @@ class Progress:
             self.most_running = max(self.most_running, len(self.running))
             self.draw(now=True)
 
-    def moved(self, key: Key, share: float, what: str) -> None:
-        """A run has done a share of its work, in [0, 1], and says in words where it is."""
+    def moved(self, key: Key, share: float, what: str, milestone: str = "") -> None:
+        """A run has done a share of its work, in [0, 1], and says in words where it is.
+
+        Args:
+            key: of the run.
+            share: done.
+            what: where it is.
+            milestone: "experience k/K" that it has just finished, and figures of it; "" within an experience.
+        """
         run = self.running.get(key)
         if run is None:  # a message that arrives after the end
             return
         if not run.what and share < TRUSTED_SHARE:  # imports and loading say nothing about the pace
             run.began = time.monotonic()
         run.share, run.what = min(max(share, 0.0), 1.0), what
+        if milestone and milestone != run.milestone:
+            run.milestone = milestone
+            if not self.moving:
+                self.say(f"{run.label} · {milestone} · {self.times()}")
         self.draw()
 
     def finished(self, job: Run, text: str, *, ok: bool = True) -> None:
@@ -107,7 +123,8 @@ class Progress:
     def times(self) -> str:
         """Elapsed, and an estimate of the rest from the finished runs and those under way."""
         left = self.left()
-        return f"{_clock(time.monotonic() - self.began)} elapsed, about {'?' if left is None else _clock(left)} left"
+        rest = "?" if left is None else clock_time(left)
+        return f"{clock_time(time.monotonic() - self.began)} elapsed, about {rest} left"
 
     def left(self) -> float | None:
         """Seconds until the last run is over; None while nothing is known."""
@@ -153,9 +170,10 @@ class Progress:
                     continue
                 run.bar = _bar(self.out, free[0])
             seconds = run.seconds(None)
-            left = "" if seconds is None else f" · {_clock(seconds * (1 - run.share))} left"
+            left = "" if seconds is None else f" · {clock_time(seconds * (1 - run.share))} left"
             run.bar.n = run.share
-            _show(run.bar, f"{run.label:{width}}", f"{run.what or 'starts'}{left}")
+            _, dot, figures = run.milestone.partition(" · ")
+            _show(run.bar, f"{run.label:{width}}", f"{run.what or 'starts'}{left}{dot}{figures}")
 
     def _rows(self) -> int:
         """How many lines of the terminal are for bars: what does not fit would scroll it away."""
@@ -184,8 +202,3 @@ def _show(bar: Any, before: str, after: str = "") -> None:
     before, after = (text.replace("{", "{{").replace("}", "}}") for text in (before, after))
     bar.bar_format = f"{before} {{percentage:3.0f}}%|{{bar:20}}| {after}" if after else f"{before}{{bar:0}}"
     bar.refresh()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -12,6 +12,7 @@ from avalanche_contrastive import checkpoint
 from avalanche_contrastive.bench.files import remove_checkpoint
 
 CODE = ("avalanche_contrastive",)
+COSTS = ("training", "evaluation", "memory")
 
 Figures = list[Mapping[str, Any]]
 Cost = dict[str, list[float]]
@@ -39,9 +40,7 @@ class Keeper:
         began: when the run did, by ``time.perf_counter``.
     """
 
-    def __init__(
-        self, path: Path | None, run: Mapping[str, Any], say: Callable[[int, str], None], *, began: float
-    ) -> None:
+    def __init__(self, path: Path | None, run: Mapping[str, Any], say: Callable[..., None], *, began: float) -> None:
         self.path, self.say, self.began = path, say, began
         self.run = json.dumps({**run, "code": code_digest()}, sort_keys=True, default=str)
 
@@ -56,14 +55,19 @@ class Keeper:
             return [], {}
         try:
             kept = checkpoint.extra_of(self.path)
-            if kept["run"] != self.run:
+            if not isinstance(kept, dict) or kept.get("run") != self.run:
                 return [], {}
-            checkpoint.restore(strategy, self.path, stream=stream)
-        except checkpoint.CheckpointError as error:  # the strategy is as it was
+            figures, cost, seconds = _checked(kept, self.path)
+            done = checkpoint.restore(strategy, self.path, stream=stream)
+        except (checkpoint.CheckpointError, OSError) as error:  # the strategy is as it was
             self.say(0, f"starts anew: {error}")
             return [], {}
-        self.began -= kept["seconds"]
-        return kept["figures"], kept["cost"]
+        if done != len(figures):
+            raise ValueError(
+                f"{self.path}: it has figures of {len(figures)} experiences, and a state of {done}. Remove it."
+            )
+        self.began -= seconds
+        return figures, cost
 
     def save(self, strategy: Any, stream: Any, figures: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> None:
         """Save what is done; if that is not possible, now and for the rest of the run do without."""
@@ -85,3 +89,23 @@ class Keeper:
     def seconds(self) -> float:
         """Since the run began, without the time between its processes."""
         return time.perf_counter() - self.began
+
+
+def _checked(kept: Mapping[str, Any], path: Path) -> tuple[Figures, Cost, float]:
+    """Figures, costs and seconds that a checkpoint holds beside the state.
+
+    Raises:
+        CheckpointError: they are not of the types that `Keeper.save` writes.
+    """
+    figures: Any = kept.get("figures")
+    cost: Any = kept.get("cost")
+    seconds: Any = kept.get("seconds")
+    is_right = type(figures) is list and type(cost) is dict and type(seconds) is float and {*cost} == {*COSTS}
+    if is_right and all(type(step) is dict for step in figures) and all(type(each) is list for each in cost.values()):
+        numbers = [
+            *(value for step in figures for value in step.values()),
+            *(n for each in cost.values() for n in each),
+        ]
+        if all(type(number) is float for number in numbers) and {len(each) for each in cost.values()} == {len(figures)}:
+            return figures, cost, seconds
+    raise checkpoint.CheckpointError(f"{path}: its figures, costs or seconds are damaged or forged.")

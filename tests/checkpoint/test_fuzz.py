@@ -1,0 +1,60 @@
+"""Thousands of broken and forged files: each is refused and changes nothing, or is data that fits; none runs code."""
+
+import random
+import time
+from collections import Counter
+
+import pytest
+import torch
+from helpers.hostile import attempt, content_of, differing, in_bytes, mutated, snapshot, values_in
+from helpers.resuming import METHODS, build, go_on
+from helpers.streams import make_benchmark
+
+from avalanche_contrastive import checkpoint
+
+SECONDS = 5.0  # of a busy machine; a bomb would take minutes
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint of each method after two experiences, and its content."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    for name in METHODS:
+        go_on(build(name), make_benchmark("A", per_class=6), 0, 2, folder / f"{name}.pt")
+        checkpoint.restore(build(name), folder / f"{name}.pt")  # whatever is imported late, is now
+    return {name: ((folder / f"{name}.pt").read_bytes(), content_of(folder / f"{name}.pt")) for name in METHODS}
+
+
+def fuzz(saved, name, path, cases, seed):
+    """How many files were refused, restored as if they had not been changed, and restored with what was changed."""
+    draw, (data, content), counts = random.Random(f"{name} {seed}"), saved[name], Counter()
+    path.write_bytes(data)
+    right = build(name)
+    checkpoint.restore(right, path)
+    right = values_in(snapshot(right))
+    for _ in range(cases):
+        if draw.random() < 0.25:
+            path.write_bytes(in_bytes(data, draw))
+        else:
+            torch.save(mutated(content, draw), path)
+        strategy, began = build(name), time.perf_counter()
+        error = attempt(strategy, path)
+        assert time.perf_counter() - began < SECONDS
+        is_right = error is None and differing(right, values_in(snapshot(strategy))) == []
+        counts["refused" if error is not None else "equal" if is_right else "other"] += 1
+    return counts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_some_broken_and_forged_files(saved, name, tmp_path):
+    counts = fuzz(saved, name, tmp_path / "a.pt", 67, seed=0)
+    assert counts["refused"] > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_many_broken_and_forged_files(saved, name, tmp_path):
+    counts = fuzz(saved, name, tmp_path / "a.pt", 667, seed=1)
+    assert counts["refused"] > 500
+    print(f"{name}: {dict(counts)}; other: what was changed fits")
