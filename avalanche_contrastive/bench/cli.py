@@ -11,6 +11,19 @@ from avalanche_contrastive._launch import launched
 from avalanche_contrastive._version import __version__
 from avalanche_contrastive.bench.config import DEFAULT_SUITE
 from avalanche_contrastive.bench.selection import OWN_SUITE
+from avalanche_contrastive.bench.texts import (
+    COMPARE_TEXT,
+    EXPORT_TEXT,
+    FEATURES_EXAMPLES,
+    FEATURES_TEXT,
+    LIST_TEXT,
+    REPORT_TEXT,
+    RUN_EXAMPLES,
+    RUN_TEXT,
+    SPEED_TEXT,
+    TUNE_EXAMPLES,
+    TUNE_TEXT,
+)
 from avalanche_contrastive.registry import load
 
 ROOM = "avalanche_contrastive.bench"
@@ -29,53 +42,6 @@ COMMANDS = {
 }
 MOST_SEEDS = 10_000  # of one range: more are a slip of the keyboard
 ROWS_HELP = "row names (see `list`) or paths of TOML files; default: all rows of the suite's main table"
-LIST_TEXT = """\
-A row is one TOML file that says only what differs from the defaults: the method, and what was chosen for it. A suite is
-a folder of them; _suite.toml in it says what all its rows have in common. The suites come with the package."""
-RUN_TEXT = """\
-Trains every row with every seed and writes one JSON per run into the folder --out as soon as the run ends. A run whose
-JSON is there with the same config is skipped: after a kill, give the same command again. A run that was killed half-way
-goes on after its last whole experience, to the same figures; meanwhile its state is in .checkpoints in that folder."""
-RUN_EXAMPLES = """\
-examples:
-  %(prog)s                                     the main table of Split-Digits, seeds 0 to 2
-  %(prog)s ssil replay --seeds 0-4 --jobs 2    two rows, five seeds, two processes
-  %(prog)s --suite split_mnist --root ~/data   MNIST from (or downloaded to) ~/data
-  %(prog)s --data photos.npz                   your own images: .npz or a folder per class
-  %(prog)s mine.toml naive                     your own method beside a built-in one
-  %(prog)s --on slurm --time 120 --cpus 2      the same matrix as a Slurm job array
-  torchrun --nproc-per-node 2 -m avalanche_contrastive.bench run co2l    every run trained by two processes together"""
-TUNE_TEXT = """\
-Scores the same number of candidates for every row on validation images (the test images are not even loaded into the
-stream), with seeds other than those of the results. The candidates are written to ROW.json in the folder --out as they
-are scored, so a killed search goes on; the winner is written to ROW.toml beside it, ready for `run`. Rows are chosen by
-final accuracy, retrieval methods (CSD) by final Recall@1. A suite's _suite.toml may change the search in its table
-[tune]; a row's own TOML file may say in [tune.grid] what to try for its options."""
-TUNE_EXAMPLES = """\
-examples:
-  %(prog)s ssil --candidates 4             four candidates for one row of Split-Digits
-  %(prog)s mine.toml --set epochs=5        your own method; epochs are not searched then"""
-FEATURES_TEXT = """\
-Computes, once, what a frozen encoder gives for every image and for some augmented views of it, and writes it into one
-file, a feature bank. Training a small network on it takes seconds. Streams read it: split_cifar100_frozen as
-cifar100_bank.npz in --root, any other with `run --data BANK`. After a kill the same command goes on where it was."""
-FEATURES_EXAMPLES = """\
-examples:
-  %(prog)s --data split_cifar100 --encoder efficientnet_lite0 --out ~/banks/cifar100_bank.npz
-  %(prog)s --data photos/ --encoder resnet18 --views 2 --out photos.npz      torchvision's network and weights
-  %(prog)s --data photos.npz --encoder mine:build --out bank.npz             any torch.nn.Module of your own"""
-COMPARE_TEXT = """\
-Compares rows of the same name in two folders: your own runs with those of this repository, or with earlier ones.
-FOLDER/ROW is one row: it is compared with the row of that name in the other folder, else with every row there."""
-EXPORT_TEXT = """\
-Columns: suite, row, seed, experience, metric, value. Pandas reads it as it is."""
-SPEED_TEXT = """\
-Losses, training steps, growth over experiences, the read-out, fetching, augmentation and retrieval, each beside a bare
-loop of the same mathematics or a library that does the same: processor time on one thread, in turns. Takes some ten
-minutes; leave the machine alone meanwhile. Competitors that are not installed are left out, and it says so."""
-REPORT_TEXT = """\
-Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
-comparisons, time and memory, the configs. --write makes RESULTS.md from the same files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,17 +133,18 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,3,5 (default: %(default)s)")
     command.add_argument("--jobs", type=_positive, help="processes, a run in each (default: 2; under torchrun 1)")
     command.add_argument("--out", type=Path, help="folder of the results (default: out/SUITE)")
+    command.add_argument(
+        "--log",
+        type=_loggers,
+        default=(),
+        metavar="csv,tensorboard,wandb",
+        help="log metrics during each run, to logs/ROW-seedN in the folder of the results and to W&B",
+    )
     _add_data(command)
     command.add_argument(
         "--memory", type=_positive, help="stored images of each row that has a memory (default: from the config)"
     )
     _add_set(command)
-    command.add_argument(
-        "--on",
-        default="local",
-        choices=("local", "slurm"),
-        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
-    )
     command.add_argument(
         "--again", action="store_true", help="do runs once more from the start, whatever is there, and replace it"
     )
@@ -185,6 +152,12 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_cluster(command: Any) -> None:
+    command.add_argument(
+        "--on",
+        default="local",
+        choices=("local", "slurm"),
+        help="this machine, or a Slurm cluster through submitit, one array task per run (default: %(default)s)",
+    )
     cluster = command.add_argument_group("on slurm")
     cluster.add_argument("--partition", help="(default: the cluster's)")
     cluster.add_argument("--time", type=_positive, default=60, metavar="MINUTES", help="per run (default: %(default)s)")
@@ -236,15 +209,16 @@ def _add_tune(commands: Any) -> None:
         action="store_true",
         help="in a checkout: write the configs of the suite and benchmarks/tuning instead of --out",
     )
+    _add_cluster(command)
 
 
 def _add_data(command: Any) -> None:
     command.add_argument(
         "--data",
-        type=Path,
         metavar="PATH",
         help="your own images: a .npz file (train_images, train_labels, test_images, test_labels) or a folder of "
-        f"images per class; takes the suite {OWN_SUITE}",
+        "images per class; or a data set of torchvision or HuggingFace: torchvision:FashionMNIST, hf:NAME_OR_PATH, "
+        f"with options such as hf:cifar100?label=fine_label; takes the suite {OWN_SUITE}",
     )
     command.add_argument(
         "--precision",
@@ -382,6 +356,13 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"cpu|auto|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:1 (or another number), mps or auto, got {text!r}")
     return text
+
+
+def _loggers(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not set(names) <= {"csv", "tensorboard", "wandb"}:
+        raise argparse.ArgumentTypeError(f"expected one or more of csv, tensorboard, wandb with commas, got {text!r}")
+    return names
 
 
 def _positive(text: str) -> int:

@@ -51,7 +51,7 @@ class Config:
         method: key of METHODS, or "module:function" of a builder of your own.
         suite: folder of configs that the row belongs to; its table.
         stream: key of STREAMS, or "module:function".
-        data: for the stream "own": a .npz file or a folder of images.
+        data: for the stream "own": a .npz file, a folder of images, "torchvision:NAME" or "hf:NAME_OR_PATH".
         scenario: "class", "task" (task labels; the task is known in evaluation) or "domain".
         experiences: 0: as many as the stream usually has.
         base_classes: classes of the first experience; 0: all experiences have equally many.

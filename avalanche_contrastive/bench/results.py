@@ -25,6 +25,7 @@ from avalanche_contrastive.bench.config import (
     row_order,
     same_config,
 )
+from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import Grouped as Grouped
 from avalanche_contrastive.bench.files import Result as Result
 from avalanche_contrastive.bench.files import read_json, result_path, write_json
@@ -69,8 +70,8 @@ def difference(stored: Result, row: Row, seed: int) -> str:
 def fingerprint(config: Config) -> dict[str, str]:
     """Digests of what decides a run beside the config: the sources of code of your own, data of your own."""
     found = {key: _digest([Path(inspect.getfile(find(name)))]) for key, name in own_code(config).items()}
-    if config.data:
-        path = Path(config.data)
+    path = local_path(config.data) if config.data else None
+    if path is not None:
         found["data"] = _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from avalanche_contrastive.bench.config import DEFAULT_SUITE, Row, find_row, load_row, load_rows, nearest, updated
+from avalanche_contrastive.bench.data.kinds import absolute
 
 OWN_SUITE = "own_data"
 
@@ -35,7 +36,7 @@ def assignments(parsed: argparse.Namespace) -> dict[str, Any]:
     """--data, --precision and --set as changes of a config."""
     changes: dict[str, Any] = {}
     if parsed.data is not None:
-        changes = {"stream": "own", "data": str(parsed.data.expanduser().resolve())}
+        changes = {"stream": "own", "data": absolute(parsed.data)}
     if parsed.precision:
         changes["precision"] = parsed.precision
     return changes | {key: _value(text) for key, text in pairs(parsed.set, "--set").items()}

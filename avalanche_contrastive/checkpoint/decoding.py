@@ -92,6 +92,8 @@ class Decoder:
         """What is to stand in a sequence."""
         if isinstance(content, Tensor):
             return list(content.tolist())
+        if type(content) is not list:
+            raise TypeError(f"{type(content)} is no content of a container")
         ours = list(at.there) if isinstance(at.there, (list, tuple, deque)) else []
         ours += [MISSING] * (len(content) - len(ours))
         return [self.item(node, at.item(index, ours[index])) for index, node in enumerate(content)]

@@ -114,8 +114,6 @@ class Encoder:
         factory = value.default_factory if isinstance(value, defaultdict) else None
         return ["dict", number, type(value).__name__, pairs, None if factory is None else name_of(factory)]
 
-    # ---- objects
-
     def _object(self, value: Any, path: str) -> Node:
         state, name = state_of(value), name_of(type(value))
         if state is None:

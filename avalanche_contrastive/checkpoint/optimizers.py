@@ -49,8 +49,8 @@ class OptimizerState:
         for parameter, state in self.state.items():
             if parameter not in trained or type(state) is not dict or not all(type(name) is str for name in state):
                 raise MismatchError(f"strategy.{self.path} has a state of something that it does not train in the file")
-            shapes = {tuple(getattr(value, "shape", ())) for value in state.values()} if is_plain else set()
-            if not shapes <= {(), tuple(decoder.values[parameter].shape)}:
+            values = [value for value in state.values() if is_plain and not isinstance(value, (int, float, type(None)))]
+            if any(tuple(value.shape) not in ((), tuple(decoder.values[parameter].shape)) for value in values):
                 raise MismatchError(f"strategy.{self.path}: a state has not the shape of its parameter in the file")
 
     def apply(self) -> None:

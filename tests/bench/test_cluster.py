@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from avalanche_contrastive import _outside as outside
+from avalanche_contrastive.bench import cli
 from avalanche_contrastive.bench.config import load_row, updated
 from avalanche_contrastive.bench.files import read_json, write_json
 from avalanche_contrastive.bench.run import cluster
@@ -133,6 +134,29 @@ def test_a_run_submitted_and_left_alone_writes_its_result_and_is_taken_up_again(
     assert "[1/1] naive seed 0 · accuracy" in told.getvalue()
     assert read_json(tmp_path / "naive-seed0.json")["seed"] == 0
     assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 1
+
+
+@left_alone
+def test_candidates_are_scored_on_the_cluster_and_gathered_also_by_a_later_command(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "Scheduler", lambda: LOCAL)
+    words = ["tune", "naive", "--on", "slurm", "--candidates", "2", "--seeds", "1000", "--out", str(tmp_path)]
+    words += ["--set=epochs=1", "--set=batch_size=128", "--set=train_images=200"]
+    assert cli.main([*words, "--detach"]) == 0
+    wait_for(lambda: len(list((tmp_path / ".scores").glob("*.json"))) == 2)
+    assert not (tmp_path / "naive.toml").exists()
+    assert cli.main(words) == 0
+    assert f"wrote {tmp_path / 'naive.toml'}" in capsys.readouterr().out
+    found = read_json(tmp_path / "naive.json")["candidates"]
+    assert [[run["seed"] for run in candidate["runs"]] for candidate in found] == [[1000], [1000]]
+    assert all(0 < candidate["score"] <= 1 for candidate in found)
+    assert not list((tmp_path / ".scores").iterdir())
+    assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 2  # none was submitted twice
+
+
+def test_what_is_for_a_cluster_is_refused_without_one(tmp_path, capsys):
+    assert cli.main(["tune", "naive", "--out", str(tmp_path), "--detach"]) == 2
+    assert "--detach is for --on slurm" in capsys.readouterr().err
 
 
 @left_alone

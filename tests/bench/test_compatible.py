@@ -232,13 +232,14 @@ def test_a_head_that_is_not_known_is_refused():
 
 
 def bank(path, classes, encoder, seed=0):
-    """A bank of random images, eight of each class; the encoder's weights are by the seed."""
+    """A bank of random images, eight of each class, and two views; the encoder's weights are by the seed."""
     y = torch.arange(classes).repeat_interleave(8)
     images = torch.rand(len(y), 3, 4, 4)
     data = Arrays(images, y, images[::4], y[::4], tuple(f"class {c}" for c in range(classes)))
     torch.manual_seed(seed)
     found = make_encoder("mine", builder=encoder)
-    make_bank(path, data, found, name="mine", title="t", views=0, half=False)
+    view = {"augmentation": lambda x: (x + torch.rand_like(x)) / 2, "transform": "noise"}
+    make_bank(path, data, found, name="mine", title="t", views=2, half=False, **view)
 
 
 def encoder():

@@ -26,13 +26,19 @@ def saved(tmp_path_factory):
     return {name: ((folder / f"{name}.pt").read_bytes(), content_of(folder / f"{name}.pt")) for name in METHODS}
 
 
+def restored_state(strategy):
+    """What a strategy was given by a file; the plugin that looks samples up notes by id where it has been."""
+    strategy.plugins = [plugin for plugin in strategy.plugins if type(plugin).__name__ != "LookUp"]
+    return values_in(snapshot(strategy))
+
+
 def fuzz(saved, name, path, cases, seed):
     """How many files were refused, restored as if they had not been changed, and restored with what was changed."""
     draw, (data, content), counts = random.Random(f"{name} {seed}"), saved[name], Counter()
     path.write_bytes(data)
     right = build(name)
     checkpoint.restore(right, path)
-    right = values_in(snapshot(right))
+    right = restored_state(right)
     for _ in range(cases):
         if draw.random() < 0.25:
             path.write_bytes(in_bytes(data, draw))
@@ -41,7 +47,7 @@ def fuzz(saved, name, path, cases, seed):
         strategy, began = build(name), time.perf_counter()
         error = attempt(strategy, path)
         assert time.perf_counter() - began < SECONDS
-        is_right = error is None and differing(right, values_in(snapshot(strategy))) == []
+        is_right = error is None and differing(right, restored_state(strategy)) == []
         counts["refused" if error is not None else "equal" if is_right else "other"] += 1
     return counts
 

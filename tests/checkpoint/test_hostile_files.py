@@ -261,6 +261,7 @@ PLACES = {
     "momentum of another shape": lambda c: state_of_first(c)[0].__setitem__(
         1, ["tensor", NEW, torch.zeros(7), False, False]
     ),
+    "momentum is a deque": lambda c: state_of_first(c)[0].__setitem__(1, ["deque", NEW, [], None]),
     "states are a text": lambda c: c["optimizers"][0].__setitem__(4, "x"),
     "an optimiser less": lambda c: c["optimizers"].clear(),
     "an optimiser twice": lambda c: c["optimizers"].append(copy.deepcopy(c["optimizers"][0])),
@@ -381,6 +382,8 @@ ENDLESS = {
     "an enum that there is not": ["enum", "os:P_NOWAIT", "x"],
     "a type that there is not": ["dtype", "os"],
     "a kind that there is not": ["call", "os:system"],
+    "a list of a text": ["list", NEW, "object"],
+    "a list of a dict": ["list", NEW, {"a": 1}],
     "a node that is none": ["list", NEW],
     "a node that is empty": [],
     "a node that is a dict": {"list": 1},

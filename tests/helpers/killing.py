@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def start(name, folder):
         try:
             train(name, folder)
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child
@@ -92,9 +95,12 @@ def main(name, kills):
             folder, saved, share = folder_in(root), draw.randrange(experiences), draw.random()
             if not killed(name, folder, saved, share * each):
                 continue  # it was faster this time
-            moments.append(round(saved + share, 2))
             path = folder / "a.pt"
-            done.append(torch.load(path, weights_only=True)["done"] if path.exists() else 0)
+            finished = torch.load(path, weights_only=True)["done"] if path.exists() else 0
+            if finished == experiences:
+                continue  # it was about to end: nothing is left to train, for which stored samples are looked up
+            moments.append(round(saved + share, 2))
+            done.append(finished)
             ends.append(differing(undisturbed, end_of(name, folder)))
     print(json.dumps({"moments": moments, "done": done, "differing": ends}))
 

@@ -1,6 +1,7 @@
 """Image files: what their headers say, and their pixels as one array."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,13 @@ class Header:
 
 
 def header_of(path: Any) -> Header:
-    """Read the header of an image file.
+    """Read the header of an image file, or of an image of Pillow's.
 
     Raises:
         ValueError: a file that is not an image, or one of more than eight bits.
     """
     try:
-        if not Path(path).is_file():  # opening a pipe would wait for ever
-            raise OSError("it is not a file, or a link to nothing")
-        with Image.open(path) as image:
+        with _opened(path) as image:
             mode, (width, height) = image.mode, image.size
             lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
             transparent = mode.endswith(("A", "a")) or "transparency" in image.info
@@ -54,11 +53,19 @@ def header_of(path: Any) -> Header:
     return Header((height, width) if lies else (width, height), mode in GREY, transparent, moving)
 
 
+def _opened(source: Any) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if not Path(source).is_file():  # opening a pipe would wait for ever
+        raise OSError("it is not a file, or a link to nothing")
+    return Image.open(source)
+
+
 def decode(paths: Sequence[Any], channels: int, size: Size) -> Array:
     """Decode image files into one array, (N, H, W, C) bytes; transparency and later frames are dropped.
 
     Args:
-        paths: the files.
+        paths: the files, or images of Pillow's.
         channels: 1 for grey, 3 for colour.
         size: width and height; an image of another size is scaled and its middle is cut out.
 
@@ -69,7 +76,7 @@ def decode(paths: Sequence[Any], channels: int, size: Size) -> Array:
     decoded = np.empty((len(paths), height, width, channels), dtype=np.uint8)
     for row, path in zip(decoded, paths, strict=True):
         try:
-            with Image.open(path) as opened:
+            with _opened(path) as opened:
                 image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not a readable image: {error}") from error

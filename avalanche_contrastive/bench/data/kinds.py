@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive.registry import SCENARIOS
@@ -40,6 +41,29 @@ class StreamKind:
     normalise: Normalise | None = None
     rotated: bool = False
     features: bool = False
+
+
+TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"  # how `data` names a data set of these
+
+
+def local_path(data: str) -> Path | None:
+    """Where a config's `data` are on this machine; None if it names a data set that is downloaded."""
+    if data.startswith(TORCHVISION):
+        return None
+    if not data.startswith(HUGGINGFACE):
+        return Path(data).expanduser()
+    path = Path(data.removeprefix(HUGGINGFACE).partition("?")[0]).expanduser()
+    return path if path.exists() else None
+
+
+def absolute(data: str) -> str:
+    """`data` as a config keeps it, in whatever folder the command was given."""
+    path = local_path(data)
+    if path is None:
+        return data
+    if not data.startswith(HUGGINGFACE):
+        return str(path.resolve())
+    return f"{HUGGINGFACE}{path.resolve()}{''.join(data.partition('?')[1:])}"
 
 
 PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}

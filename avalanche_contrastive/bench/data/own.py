@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-un
 
 from avalanche_contrastive.bench.data.arrays import (
     PARTS,
+    Array,
     Arrays,
     arrays_of,
     check_classes,
@@ -114,18 +115,44 @@ def load_folder(path: Path, image_size: int = 0) -> Arrays:
             name = places[part].name
             raise ValueError(f"{path}: train/ and {name}/ must have the same classes; in one of them only: {lone}.")
     files = {part: [name for name, _ in folder.samples] for part, folder in folders.items()}
-    headers = [header_of(name) for names in files.values() for name in names]
+    y = {part: np.asarray(folder.targets, dtype=np.int64) for part, folder in folders.items()}
+    left_out = _left_out(places.values(), files.values())
+    return assembled(str(path), files, y, tuple(classes), image_size, notes=[left_out])
+
+
+def assembled(
+    where: str,
+    images: Mapping[str, Sequence[Any]],
+    labels: Mapping[str, Array],
+    classes: tuple[str, ...],
+    image_size: int,
+    *,
+    notes: Sequence[str],
+) -> Arrays:
+    """A data set of images that may differ in size.
+
+    Args:
+        where: begins a message.
+        images: files, or images of Pillow, of the parts of PARTS; of "all" a fifth of each class is for the test.
+        labels: (N,) classes of each part.
+        classes: their names.
+        image_size: see `load_folder`.
+        notes: what else was done to the images, in words.
+
+    Raises:
+        ValueError: an unreadable image, a class with too few images, or one that is not in every part.
+    """
+    headers = [header_of(image) for some in images.values() for image in some]
     size, note = _common_size(headers, image_size)
     channels = 1 if all(header.grey for header in headers) else 3
-    check_memory(str(path), 2 * len(headers) * size[0] * size[1] * channels)
-    x = {part: images_tensor(str(path), decode(names, channels, size)) for part, names in files.items()}
-    y = {part: np.asarray(folder.targets, dtype=np.int64) for part, folder in folders.items()}
-    if "all" in places:
-        kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, str(path), classes)
+    check_memory(where, 2 * len(headers) * size[0] * size[1] * channels)
+    x, y = {part: images_tensor(where, decode(some, channels, size)) for part, some in images.items()}, dict(labels)
+    if "all" in images:
+        kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, where, classes)
         x, y = {"train": x["all"][kept], "test": x["all"][held]}, {"train": y["all"][kept], "test": y["all"][held]}
-    check_classes(str(path), y)
-    notes = [note, _dropped(headers), _left_out(places.values(), files.values())]
-    return arrays_of(x, y, tuple(classes), domains={}, note="; ".join(filter(None, notes)))
+    check_classes(where, y)
+    words = [note, _dropped(headers), *notes]
+    return arrays_of(x, y, classes, domains={}, note="; ".join(filter(None, words)))
 
 
 def _common_size(headers: Sequence[Header], image_size: int) -> tuple[Size, str]:

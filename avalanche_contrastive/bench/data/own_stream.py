@@ -36,6 +36,12 @@ def own_stream(name: str, seed: int, *, validation: bool, root: str, wanted: Map
     train, test = list(benchmark.train_stream), list(benchmark.test_stream)
     if not train or len(train) != len(test):
         raise ValueError(f"{name}: {len(train)} training and {len(test)} test experiences; as many of each are needed")
+    if isinstance(train[0].dataset[0], Mapping):
+        keys = ", ".join(map(repr, train[0].dataset[0]))
+        raise ValueError(
+            f"{name}: a sample must be a tuple (image, class, task label), got a dictionary with {keys}. Let the data "
+            'set give tuples, or take Hugging Face data as they are by data = "hf:NAME"'
+        )
     x = train[0].dataset[0][0]
     if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
         form = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import rotate  # type: ignore[import-u
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
 from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
-from avalanche_contrastive.bench.data.own import load_own
+from avalanche_contrastive.bench.data.named import load_data
 from avalanche_contrastive.bench.data.sources import load, other_data
 from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
@@ -68,6 +68,7 @@ def make_stream(
     test_images: int = 0,
     image_size: int = 0,
     validation: bool = False,
+    root: str = "",
 ) -> Stream:
     """The stream of one run.
 
@@ -79,7 +80,7 @@ def make_stream(
     Args:
         name: key of STREAMS.
         seed: decides the class order, the angles or the shares; nothing else.
-        data: folder of the downloads, "" for Avalanche's default; for "own" the path of the file or folder.
+        data: folder of the downloads, "" for Avalanche's default; for "own" see `load_data`.
         scenario: "class", "task" or "domain"; "": the stream's first.
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
@@ -92,6 +93,7 @@ def make_stream(
         image_size: of a folder of your own: the side that all images get; 0: their median, if they differ.
         validation: evaluate on validation images instead of the test images, which are then not even in the
             benchmark: those of the data, or a stratified fifth of the training images. For `tune`.
+        root: folder of what `load_data` downloads.
 
     Raises:
         ValueError: an unknown stream or scenario, numbers that do not go with the data, or unreadable data.
@@ -107,7 +109,7 @@ def make_stream(
     if scenario == "domain":
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     fetch_whole_batches()
-    loaded, apart = _set_apart(_load(kind, data, validation, image_size), unseen, data)
+    loaded, apart = _set_apart(_load(kind, data, root, validation, image_size), unseen, data)
     order = (class_order, base_classes)
     stream = _cut(loaded, seed, scenario, experiences, (train_images, test_images), order)
     name = unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}"
@@ -230,7 +232,7 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
     return turned.flatten().round().long() - 1
 
 
-_own = lru_cache(maxsize=1)(load_own)  # decoded once per process
+_own = lru_cache(maxsize=1)(load_data)  # decoded once per process
 
 
 def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:
@@ -246,11 +248,13 @@ def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[i
     return list(wanted), "given"
 
 
-def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Loaded:
+def _load(kind: StreamKind, data: str, root: str, validation: bool, image_size: int) -> _Loaded:
     if image_size and kind.source != "own":
         raise ValueError(f"{kind.title}: image_size is for folders of your own images.")
     arrays = (
-        _own(data, image_size) if kind.source == "own" else load(kind.source, "" if kind.source == "digits" else data)
+        _own(data, image_size, root)
+        if kind.source == "own"
+        else load(kind.source, "" if kind.source == "digits" else data)
     )
     if arrays.features:
         kind = replace(kind, network="adapter", augmentation={}, normalise=None, features=True)

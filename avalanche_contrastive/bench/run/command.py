@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from avalanche_contrastive.bench.report import tables
 from avalanche_contrastive.bench.run import together
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import run_job
+from avalanche_contrastive.bench.run.logs import Logs, check_logs
 from avalanche_contrastive.bench.run.matrix import Matrix
-from avalanche_contrastive.bench.run.pool import Job, run_jobs, train_along
-from avalanche_contrastive.bench.run.progress import Progress
-from avalanche_contrastive.bench.selection import pairs
+from avalanche_contrastive.bench.run.pool import Job, train_along
+from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 
 
 def run(parsed: argparse.Namespace, matrix: Matrix) -> int:
@@ -34,9 +34,10 @@ def run(parsed: argparse.Namespace, matrix: Matrix) -> int:
 
 
 def _lead(parsed: argparse.Namespace, matrix: Matrix) -> int:
-    device = "cuda" if parsed.gpus else parsed.device
-    _check_cluster(parsed)
-    check_rows(matrix.rows, parsed.seeds, parsed.root, device if parsed.on == "local" else "cpu")
+    check_cluster(parsed)
+    device, checked = devices(parsed)
+    check_logs(parsed.log)
+    check_rows(matrix.rows, parsed.seeds, parsed.root, checked)
     out = matrix.out
     check_writable(out)
     matrix.check_replaced()
@@ -50,13 +51,15 @@ def _lead(parsed: argparse.Namespace, matrix: Matrix) -> int:
             root=parsed.root,
             key=row.shown(),
             checkpoint=checkpoint_path(out.resolve(), row.name, seed),
+            logs=Logs(parsed.log, out.resolve() / "logs" / f"{row.name}-seed{seed}") if parsed.log else None,
         )
         for row, seed in matrix.missing
     ]
     if parsed.again:
         for job in jobs:
             remove_checkpoint(job.checkpoint)
-    failed = _do(parsed, jobs, matrix) if jobs else []
+    here, there = partial(_save, out, results.git_commit()), partial(_save, out, "")
+    failed = do_jobs(parsed, jobs, matrix.at_once, out, here, there) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
     if any(results.is_done(out, row, seed) for row, seed in matrix.wanted):
@@ -64,38 +67,11 @@ def _lead(parsed: argparse.Namespace, matrix: Matrix) -> int:
     return 1 if failed else 0
 
 
-def _do(parsed: argparse.Namespace, jobs: Sequence[Job], matrix: Matrix) -> list[tuple[Job, str]]:
-    """The runs, here or on the cluster; what went wrong."""
-    progress, out = Progress(len(jobs)), matrix.out
-    if parsed.on == "local":
-        return run_jobs(jobs, matrix.at_once, run_job, partial(_save, out, results.git_commit()), progress=progress)
-    from avalanche_contrastive.bench.run.cluster import SlurmOptions, submit_jobs  # submitit is an extra
-
-    options = SlurmOptions(
-        partition=parsed.partition,
-        time_min=parsed.time,
-        mem_gb=parsed.mem,
-        cpus=parsed.cpus,
-        gpus=parsed.gpus,
-        setup=parsed.setup,
-        extra=pairs(parsed.sbatch, "--sbatch"),
-        wait=not parsed.detach,
-    )
-    return submit_jobs(jobs, out, run_job, partial(_save, out, ""), progress=progress, options=options)
-
-
 def _save(out: Path, commit: str, job: Job, result: Mapping[str, Any]) -> None:
     """Write a run's JSON; on a cluster the run does so itself, and the commit is what it finds when it ends."""
     result = {**result, "fingerprint": results.fingerprint(job.config)}
     results.save(out, job.name, job.key, commit or results.git_commit(), result)
     remove_checkpoint(job.checkpoint)
-
-
-def _check_cluster(parsed: argparse.Namespace) -> None:
-    """Refuse what only a cluster understands, without one."""
-    given = [key for key in ("partition", "mem", "gpus", "sbatch", "setup", "detach") if getattr(parsed, key)]
-    if parsed.on == "local" and given:
-        raise ValueError(f"--{given[0]} is for --on slurm" + (": use --device cuda here" if given[0] == "gpus" else ""))
 
 
 def _show(out: Path) -> None:

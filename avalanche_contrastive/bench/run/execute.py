@@ -25,6 +25,7 @@ from avalanche_contrastive.bench.report.stats import (
 from avalanche_contrastive.bench.results import fingerprint
 from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
 from avalanche_contrastive.bench.run.compatible import compatibility_figures
+from avalanche_contrastive.bench.run.logs import Logs, log_metrics, logging
 from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock, describe_device, device_of
 from avalanche_contrastive.bench.run.pool import Job, Report
 from avalanche_contrastive.bench.run.resume import COSTS, Keeper
@@ -43,6 +44,7 @@ def execute(
     root: str = "",
     report: Report | None = None,
     checkpoint: Path | None = None,
+    logs: Logs | None = None,
 ) -> dict[str, Any]:
     """Train through the stream, evaluate on all of it after each experience.
 
@@ -55,6 +57,7 @@ def execute(
         report: hears of progress.
         checkpoint: saved after each experience but the last, and gone on with if it is of the same run; the caller
             removes it when the result is safe.
+        logs: where the metrics go during the run.
 
     Returns:
         Figures and provenance, ready for JSON.
@@ -68,7 +71,7 @@ def execute(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     RNGManager.set_random_seeds(seed)
     stream = stream_of(config, seed, validation=validation, root=root)
-    built = build(config, stream, place, report)
+    built = build(config, stream, place, report, log_metrics() if logs else ())
     steps = steps_of(config, stream.benchmark)
 
     def say(done: int, *words: str) -> None:
@@ -77,22 +80,35 @@ def execute(
 
     keeper = Keeper(checkpoint, _decisive(config, seed, validation, place), say, began=began)
     with autocast(config.precision, place):
-        figures, cost = _train_and_evaluate(config, built.strategy, stream, steps, PeakMemory(place), keeper)
+        figures, cost = _train_and_evaluate(config, built.strategy, stream, steps, PeakMemory(place), keeper, logs)
     found = matrices(figures, len(stream.counts))
     return {
         "config": config.as_dict(),
         "seed": seed,
         "evaluated_on": "validation" if validation else "test",
         **_facts(stream),
-        **({"evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
         "readout": built.readout,
         **summary(found, stream.counts),
-        **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
-        **({"compatibility": compatibility_figures(built.strategy)} if stream.unseen else {}),
+        **_of_some(config, stream, figures, built.strategy, found),
         **_together(cost),
         "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
         "versions": versions(),
+    }
+
+
+def _of_some(
+    config: Config,
+    stream: Stream,
+    figures: Sequence[Mapping[str, Any]],
+    strategy: Any,
+    found: Mapping[str, list[list[float]] | None],
+) -> dict[str, Any]:
+    """The figures that only some runs have."""
+    return {
+        **({"evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
+        **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
+        **({"compatibility": compatibility_figures(strategy)} if stream.unseen else {}),
     }
 
 
@@ -117,6 +133,7 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
         root=job.root,
         report=report,
         checkpoint=job.checkpoint,
+        logs=job.logs,
     )
 
 
@@ -133,7 +150,13 @@ def _together(cost: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _train_and_evaluate(
-    config: Config, strategy: Any, stream: Stream, steps: Sequence[Any], peak: PeakMemory, keeper: Keeper
+    config: Config,
+    strategy: Any,
+    stream: Stream,
+    steps: Sequence[Any],
+    peak: PeakMemory,
+    keeper: Keeper,
+    logs: Logs | None,
 ) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
     """The metrics after each step, and what the steps cost."""
     # All data that a checkpoint may name: a metric holds the unseen ones.
@@ -141,20 +164,21 @@ def _train_and_evaluate(
     figures, cost = keeper.resume(strategy, data)
     cost = cost or {name: [] for name in COSTS}
     loading = {"drop_last": True} if config.drop_last else {}
-    for step in steps[len(figures) :]:
-        peak.start()
-        start = clock(peak.device)
-        strategy.train(step, **loading)
-        trained = clock(peak.device)
-        values = strategy.eval(stream.benchmark.test_stream)
-        figures.append({name: value for name, value in values.items() if not isinstance(value, MatrixValue)})
-        cost["training"].append(round(trained - start, 3))
-        cost["evaluation"].append(round(clock(peak.device) - trained, 3))
-        cost["memory"].append(round(peak.stop(), 1))
-        if len(figures) < len(steps):
-            done = f"experience {len(figures)}/{len(steps)}"
-            keeper.say(len(figures), done, f"{done} · {_so_far(figures, stream.counts, start)}")
-            keeper.save(strategy, data, figures, cost)
+    with logging(logs, strategy, len(figures), config.as_dict()):
+        for step in steps[len(figures) :]:
+            peak.start()
+            start = clock(peak.device)
+            strategy.train(step, **loading)
+            trained = clock(peak.device)
+            values = strategy.eval(stream.benchmark.test_stream)
+            figures.append({name: value for name, value in values.items() if not isinstance(value, MatrixValue)})
+            cost["training"].append(round(trained - start, 3))
+            cost["evaluation"].append(round(clock(peak.device) - trained, 3))
+            cost["memory"].append(round(peak.stop(), 1))
+            if len(figures) < len(steps):
+                done = f"experience {len(figures)}/{len(steps)}"
+                keeper.say(len(figures), done, f"{done} · {_so_far(figures, stream.counts, start)}")
+                keeper.save(strategy, data, figures, cost)
     return figures, {
         "seconds_per_experience": {"training": cost["training"], "evaluation": cost["evaluation"]},
         "seconds_training": round(sum(cost["training"]), 3),

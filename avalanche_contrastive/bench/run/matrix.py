@@ -14,6 +14,7 @@ from typing import Any
 from avalanche_contrastive._launch import is_first, launched
 from avalanche_contrastive.bench import results
 from avalanche_contrastive.bench.config import Config, Row, completed, same_config
+from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import clock_time, result_path
 from avalanche_contrastive.bench.selection import OWN_SUITE, chosen_rows
 from avalanche_contrastive.registry import load
@@ -118,7 +119,7 @@ class Matrix:
         rest = f", and {_count(unknown, 'run')} of which no time is known" if unknown else ""
         places = dict.fromkeys(self._estimates[row.name][1].partition(",")[0] for row, _ in self.missing)
         return (
-            f"{len(self.missing)} to do{at_once}: about {clock_time(total)}{rest}, by the seconds in "
+            f"{len(self.missing)} to do{at_once}: about {clock_time(max(total, 1.0))}{rest}, by the seconds in "
             f"{' and '.join(filter(None, places))} (another machine takes another time)"
         )
 
@@ -153,7 +154,9 @@ def matrix_of(parsed: argparse.Namespace) -> Matrix:
 
 
 def _stem(data: str) -> str:
-    return Path(data).expanduser().resolve().stem or OWN_SUITE
+    path = local_path(data)
+    name = path.resolve().name if path else data.partition(":")[2].partition("?")[0]
+    return Path(name).stem or OWN_SUITE
 
 
 def _measured(folder: Path, name: str) -> list[tuple[dict[str, Any], float]]:

@@ -53,6 +53,7 @@ class Job:
     root: str = ""
     key: Any = None
     checkpoint: Path | None = None
+    logs: Any = None  # a `Logs`
 
     @property
     def id(self) -> Key:

@@ -60,7 +60,7 @@ class Keeper:
             figures, cost, seconds = _checked(kept, self.path)
             done = checkpoint.restore(strategy, self.path, stream=stream)
         except (checkpoint.CheckpointError, OSError) as error:  # the strategy is as it was
-            self.say(0, f"starts anew: {error}")
+            self.say(0, *2 * (f"starts anew: {error}",))
             return [], {}
         if done != len(figures):
             raise ValueError(
@@ -82,7 +82,7 @@ class Keeper:
         try:
             checkpoint.save(strategy, self.path, stream=stream, extra=extra)
         except (checkpoint.CheckpointError, OSError) as error:
-            self.say(len(figures), f"goes on without checkpoints: {error}")
+            self.say(len(figures), *2 * (f"goes on without checkpoints: {error}",))
             remove_checkpoint(self.path)
             self.path = None
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from avalanche_contrastive.bench.config import Config, Row, default_config, fold
 from avalanche_contrastive.bench.files import check_writable, read_json, toml, write_json, write_text
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
-from avalanche_contrastive.bench.run.execute import run_job, versions
+from avalanche_contrastive.bench.run.execute import versions
 from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
-from avalanche_contrastive.bench.run.pool import Job, last_line, run_jobs
-from avalanche_contrastive.bench.run.progress import Progress
+from avalanche_contrastive.bench.run.pool import Job, last_line
+from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 from avalanche_contrastive.bench.selection import assignments, chosen_rows
 from avalanche_contrastive.registry import SCORES
 
+SCORES_FOLDER = ".scores"  # of runs on a cluster, in the folder of the candidates
 TUNING = Path(__file__).parents[3] / "benchmarks" / "tuning"  # in a checkout
 
 
@@ -74,9 +76,19 @@ class Search:
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
         """Keep one run's figures and write the file."""
-        keys = ("seed", "final_accuracy", "average_accuracy", "forgetting", "seconds_total", "versions")
-        self._keep(index, {key: result[key] for key in keys} | {"final_recall_at_1": result["recall_at_1"][-1]})
+        self._keep(index, scored(result))
         self.save()
+
+    def take(self, config: Mapping[str, Any], run: dict[str, Any]) -> bool:
+        """Keep a run of a cluster, if it is of a candidate of this search."""
+        for index, candidate in enumerate(self.scored):
+            if same_config(config, candidate):
+                others = [other for other in self.entries[index]["runs"] if other["seed"] != run["seed"]]
+                self.entries[index]["runs"] = others
+                self._keep(index, run)
+                self.save()
+                return True
+        return False
 
     def add_failures(self, failed: Sequence[tuple[Job, str]]) -> None:
         """Keep why runs failed, so that they are not done again.
@@ -147,9 +159,10 @@ def tune(parsed: argparse.Namespace) -> int:
     A run that fails leaves its candidate without a score and is not repeated by later calls, unless its entry is taken
     out of the file; one whose process was killed is repeated.
     """
+    check_cluster(parsed)
     fixed = assignments(parsed)
     rows = [row for row in chosen_rows(parsed) if parsed.rows or not row.base]
-    check_rows(rows, [0], parsed.root, parsed.device)
+    check_rows(rows, [0], parsed.root, devices(parsed)[1])
     places = {row.name: _places(row, parsed) for row in rows}
     searches = {
         row.name: Search(
@@ -168,7 +181,11 @@ def tune(parsed: argparse.Namespace) -> int:
                 f"{name}: stored scores of torch {', '.join(sorted(search.other_versions))} are not used, as this is "
                 f"torch {versions()['torch']}; --reuse takes them"
             )
-    _score(searches, parsed)
+    folder = next(iter(places.values()))[0]  # all rows are of one suite
+    _gather(searches, folder)
+    _score(searches, parsed, folder)
+    if parsed.on == "slurm" and parsed.detach:
+        return 0
     for name, search in searches.items():
         search.save()
         path = places[name][1] / f"{name}.toml"
@@ -179,15 +196,43 @@ def tune(parsed: argparse.Namespace) -> int:
     return 1 if any(not search.scores() for search in searches.values()) else 0
 
 
-def _score(searches: Mapping[str, Search], parsed: argparse.Namespace) -> None:
+def scored(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a candidate's run."""
+    keys = ("seed", "final_accuracy", "average_accuracy", "forgetting", "seconds_total", "versions")
+    return {key: result[key] for key in keys} | {"final_recall_at_1": result["recall_at_1"][-1]}
+
+
+def write_score(folder: Path, job: Job, result: Mapping[str, Any]) -> None:
+    """Write what is kept of a run on a cluster, on its node; the next `tune` in this folder gathers it."""
+    name, index = job.key
+    content = {"row": name, "config": job.config.as_dict(), "run": scored(result)}
+    write_json(folder / SCORES_FOLDER / f"{name}-{index}-seed{job.seed}.json", content)
+
+
+def _gather(searches: Mapping[str, Search], folder: Path) -> None:
+    """Take up what runs on a cluster have written."""
+    for path in sorted((folder / SCORES_FOLDER).glob("*.json")):
+        stored = read_json(path)
+        search = searches.get(stored["row"])
+        if search is not None and search.take(stored["config"], stored["run"]):
+            path.unlink()
+
+
+def _score(searches: Mapping[str, Search], parsed: argparse.Namespace, folder: Path) -> None:
     """Run what is missing."""
-    jobs = [job for search in searches.values() for job in search.jobs(parsed.root, parsed.device)]
+    jobs = [job for search in searches.values() for job in search.jobs(parsed.root, devices(parsed)[0])]
+    if not jobs:
+        return
 
     def keep(job: Job, result: Mapping[str, Any]) -> None:
         name, index = job.key
         searches[name].add(index, result)
 
-    failed = run_jobs(jobs, parsed.jobs, run_job, keep, progress=Progress(len(jobs)))
+    place = folder.resolve()
+    if parsed.on == "slurm":
+        (place / SCORES_FOLDER).mkdir(exist_ok=True)
+    failed = do_jobs(parsed, jobs, parsed.jobs, place, keep, partial(write_score, place))
+    _gather(searches, folder)
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}")
     raised = [(job, text) for job, text in failed if text.startswith("Traceback")]  # else its process was killed
