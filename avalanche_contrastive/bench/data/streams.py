@@ -12,9 +12,9 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
+from avalanche_contrastive import registry
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
 from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
-from avalanche_contrastive.bench.data.named import load_data
 from avalanche_contrastive.bench.data.sources import load, other_data
 from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
@@ -80,7 +80,7 @@ def make_stream(
     Args:
         name: key of STREAMS.
         seed: decides the class order, the angles or the shares; nothing else.
-        data: folder of the downloads, "" for Avalanche's default; for "own" see `load_data`.
+        data: folder of the downloads, "" for Avalanche's default; for "own" see `named.load_data`.
         scenario: "class", "task" or "domain"; "": the stream's first.
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
@@ -232,7 +232,10 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
     return turned.flatten().round().long() - 1
 
 
-_own = lru_cache(maxsize=1)(load_data)  # decoded once per process
+@lru_cache(maxsize=1)  # decoded once per process
+def _own(data: str, image_size: int, root: str) -> Any:
+    """Own data, found by name: torchvision's data sets take a second to import."""
+    return registry.load("avalanche_contrastive.bench.data.named:load_data")(data, image_size, root)
 
 
 def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:

@@ -12,7 +12,7 @@ from avalanche_contrastive.bench.config import Config, Row, default_config, fold
 from avalanche_contrastive.bench.files import check_writable, read_json, toml, write_json, write_text
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
-from avalanche_contrastive.bench.run.execute import versions
+from avalanche_contrastive.bench.run.execute import run_job, versions
 from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
 from avalanche_contrastive.bench.run.pool import Job, last_line
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
@@ -231,7 +231,7 @@ def _score(searches: Mapping[str, Search], parsed: argparse.Namespace, folder: P
     place = folder.resolve()
     if parsed.on == "slurm":
         (place / SCORES_FOLDER).mkdir(exist_ok=True)
-    failed = do_jobs(parsed, jobs, parsed.jobs, place, keep, partial(write_score, place))
+    failed = do_jobs(parsed, jobs, run_job, parsed.jobs, place, keep, partial(write_score, place))
     _gather(searches, folder)
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}")

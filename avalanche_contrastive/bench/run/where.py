@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from avalanche_contrastive.bench.run.execute import run_job
-from avalanche_contrastive.bench.run.pool import Job, run_jobs
+from avalanche_contrastive.bench.run.pool import Job, Work, run_jobs
 from avalanche_contrastive.bench.run.progress import Progress
 from avalanche_contrastive.bench.selection import pairs
 
@@ -31,13 +30,14 @@ def devices(parsed: argparse.Namespace) -> tuple[str, str]:
 
 
 def do_jobs(
-    parsed: argparse.Namespace, jobs: Sequence[Job], at_once: int, out: Path, here: Write, there: Write
+    parsed: argparse.Namespace, jobs: Sequence[Job], work: Work, at_once: int, out: Path, here: Write, there: Write
 ) -> list[tuple[Job, str]]:
     """Do the runs; what went wrong.
 
     Args:
         parsed: the command line.
         jobs: the runs.
+        work: does one; must be picklable.
         at_once: processes on this machine.
         out: folder of the results.
         here: what this process does with a result.
@@ -45,7 +45,7 @@ def do_jobs(
     """
     progress = Progress(len(jobs))
     if parsed.on == "local":
-        return run_jobs(jobs, at_once, run_job, here, progress=progress)
+        return run_jobs(jobs, at_once, work, here, progress=progress)
     from avalanche_contrastive.bench.run.cluster import SlurmOptions, submit_jobs  # submitit is an extra
 
     options = SlurmOptions(
@@ -58,4 +58,4 @@ def do_jobs(
         extra=pairs(parsed.sbatch, "--sbatch"),
         wait=not parsed.detach,
     )
-    return submit_jobs(jobs, out, run_job, there, progress=progress, options=options)
+    return submit_jobs(jobs, out, work, there, progress=progress, options=options)
