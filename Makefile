@@ -9,7 +9,7 @@ ROWS := co2l ssil csd naive replay er_ace derpp icarl scr_repaired lwf joint
 # The tests that docs/compatibility.md is written from.
 MATRICES := $(addprefix tests/plugins/test_,stream_matrix.py partners.py buffers.py)
 
-.PHONY: install benchmark notebooks docs compatibility test test-slow lint types clean
+.PHONY: install benchmark notebooks docs compatibility test test-slow lowest lint types clean
 
 install: $(READY)
 
@@ -27,6 +27,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The lowest versions that setup.cfg declares, in an environment of their own; downloads some gigabytes.
+lowest:
+	$(PYTHON) tests/lowest.py
 
 compatibility: $(READY)
 	$(BIN)/python -m pytest -m "" --write-compatibility $(MATRICES)

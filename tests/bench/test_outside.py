@@ -31,6 +31,13 @@ def fixed():
 def maps_to_images(image_shape):
     return nn.Conv2d(image_shape[0], 4, 3)
 
+class TwoFaced(nn.Flatten):
+    def forward(self, x):
+        return (super().forward(x),) if self.training else super().forward(x)
+
+def two_faced():
+    return TwoFaced()
+
 def no_module(image_shape):
     return 3
 
@@ -121,18 +128,38 @@ def test_any_method_trains_a_network_of_ones_own(row, method):
         ("torchvision:resnet18", (3, 32, 32), 512),
         ("torchvision:resnet18", (1, 32, 32), 512),
         ("torchvision:mobilenet_v3_small", (3, 32, 32), 1024),
+        ("torchvision:googlenet", (3, 64, 64), 1024),
     ],
 )
 def test_a_network_of_torchvision_without_its_classifier(name, shape, width):
     encoder = make_encoder(name, shape)
     assert encoder.features == width
     assert encoder(torch.zeros(2, *shape)).shape == (2, width)
+    assert encoder.training
+
+
+@pytest.mark.parametrize("method", ["co2l", "ssil", "csd"])
+def test_the_three_methods_train_a_network_of_torchvision(method):
+    base = configs.default_config(method, "split_digits")
+    changes = {"network": "torchvision:resnet18", "epochs": 1, "train_images": 100, "test_images": 100}
+    config = configs.updated(base, changes, where="test")
+    model = build(config, stream_of(config, 0), torch.device("cpu")).strategy.model
+    logits = model.eval()(torch.zeros(2, 1, 8, 8))
+    assert logits.shape == (2, 10)
+    assert 0 <= execute(config, 0)["final_accuracy"] <= 1
+
+
+def test_a_network_that_gives_something_else_in_training_is_named(row):
+    path = row('network = "OWN:two_faced"')
+    with pytest.raises(ValueError, match=r"must map images \(B, C, H, W\) to vectors \(B, D\), got tuple for B = 2"):
+        make_encoder(configs.find_row(str(path), "split_digits").config.network, (1, 8, 8))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("torchvision:resnet19", "torchvision has no network 'resnet19'; did you mean 'resnet18'"),
+        ("torchvision:squeezenet1_0", "has no linear classifier to take away; name a module:function"),
         ("torchvision:vit_b_16", r"'torchvision:vit_b_16' cannot take images of 1 x 8 x 8"),
         ("OWN:maps_to_images", r"must map images \(B, C, H, W\) to vectors \(B, D\), got \(2, 4, 6, 6\) for B = 2"),
         ("OWN:no_module", "must be a torch module, got int"),

@@ -85,9 +85,8 @@ def make_stream(
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
         class_order: "": shuffled by the seed; "natural"; or all classes in a list.
-        unseen: what compatibility is measured on, "" for nothing: all images of classes that are then not trained on
-            (the others are numbered anew, 0 ... K - 1), or the test images of other data by name, "cifar10_bank".
-            With validation it is not measured.
+        unseen: see ``with_unseen``: classes that are then not trained on (the others are numbered anew), or the name
+            of other data, "cifar10_bank", of which it is the test images; not with validation. "": nothing.
         train_images: at most so many training images, the same for every seed, each class with its share; 0: all.
             Of rotated_mnist it is the number for each domain, each with a choice of its own.
         test_images: likewise of the evaluated images.
@@ -110,19 +109,19 @@ def make_stream(
     if scenario == "domain":
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     fetch_whole_batches()
-    loaded = _load(kind, data, root, validation, image_size)
-    apart = other_data(unseen, loaded.kind, data) if unseen and isinstance(unseen, str) else None
-    if unseen and not isinstance(unseen, str):
-        loaded, apart = _set_apart(loaded, unseen)
-    caps, order = (train_images, test_images), (class_order, base_classes)
-    stream = _cut(loaded, seed, scenario, experiences, caps, order)
-    if apart is None or validation:
-        return stream
-    return with_unseen(stream, *apart, unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}")
+    loaded, apart = _set_apart(_load(kind, data, root, validation, image_size), unseen, data)
+    order = (class_order, base_classes)
+    stream = _cut(loaded, seed, scenario, experiences, (train_images, test_images), order)
+    name = unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}"
+    return stream if apart is None or validation else with_unseen(stream, *apart, name)
 
 
-def _set_apart(loaded: _Loaded, unseen: Sequence[int]) -> tuple[_Loaded, tuple[Tensor, Tensor]]:
-    """What is left to train on without some classes, and these: plain images and classes."""
+def _set_apart(loaded: _Loaded, unseen: str | Sequence[int], data: str) -> tuple[_Loaded, tuple[Tensor, Tensor] | None]:
+    """What is trained on, and plain images and classes of what is not."""
+    if not unseen:
+        return loaded, None
+    if isinstance(unseen, str):
+        return loaded, other_data(unseen, loaded.kind, data)
     number = numbers_without(unseen, len(loaded.class_names))
     views = slice(0, 1 if loaded.kind.features else None)
     gone = [number[part.y] < 0 for part in loaded.parts]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -17,6 +18,7 @@ from torchvision.models import get_model, list_models, resnet18  # type: ignore[
 from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import Config, nearest
 
+AUXILIARY = ("googlenet", "inception_v3")  # of torchvision, whose auxiliary classifiers have outputs of their own
 LINEAR = "linear head"  # what most methods classify by
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
@@ -208,8 +210,11 @@ def _outside(name: str, image_shape: ImageShape) -> nn.Module:
     if library == "torchvision":
         if model not in list_models(module=torchvision.models):
             raise ValueError(f"torchvision has no network {model!r}{nearest(model, list_models(torchvision.models))}")
-        body = get_model(model, weights=None)
+        without = {"aux_logits": False, "init_weights": True} if model in AUXILIARY else {}
+        body = get_model(model, weights=None, **without)
         last = [key for key, layer in body.named_modules() if isinstance(layer, nn.Linear)][-1:]
+        if not last:
+            raise ValueError(f"network {name!r}: it has no linear classifier to take away; name a module:function")
         for key in last:  # the classifier: what enters it are the features
             body.set_submodule(key, nn.Identity())
         return body if channels == 3 else nn.Sequential(Coloured(), body)
@@ -223,14 +228,16 @@ def _checked(name: str, module: nn.Module, image_shape: ImageShape) -> Encoder:
     """The module with the width of its output, found by asking it."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"network {name!r} must be a torch module, got {type(module).__name__}")
-    module.eval()
+    copy = deepcopy(module)
     try:
-        with torch.no_grad():
-            output = module(torch.zeros(2, *image_shape))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output, trained = (copy.train(mode)(torch.zeros(2, *image_shape)) for mode in (False, True))
     except Exception as error:  # networks fail in many ways on images of another size
         raise ValueError(
             f"network {name!r} cannot take images of {' x '.join(map(str, image_shape))}: {error}"
         ) from error
+    if isinstance(output, Tensor) and getattr(trained, "shape", None) != output.shape:
+        output = trained
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
         form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"network {name!r} must map images (B, C, H, W) to vectors (B, D), got {form} for B = 2")

@@ -121,11 +121,7 @@ def build(
     """
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
-        config.augmentation,
-        stream.image_shape,
-        kind.augmentation,
-        normalise=kind.normalise,
-        features=kind.features,
+        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise, features=kind.features
     )
     plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
@@ -134,14 +130,7 @@ def build(
         plugins.append(DataParallel())
     if report is not None:
         plugins.append(ReportProgress(report, len(steps_of(config, stream.benchmark))))
-    same_classes = config.scenario == "domain"
-    # By the usual rule for ties a network that has collapsed to a point would find everything.
-    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
-    metrics += further
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
-        evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
+    evaluator = _evaluator(config, stream, further)
     common = {
         "train_mb_size": config.batch_size,
         "train_epochs": config.epochs,
@@ -175,6 +164,18 @@ def build(
             "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
         )
     return built
+
+
+def _evaluator(config: Config, stream: Stream, further: Sequence[Any]) -> EvaluationPlugin:
+    """The metrics of every run, and further ones."""
+    same_classes = config.scenario == "domain"
+    # By the usual rule for ties a network that has collapsed to a point would find everything.
+    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
+    metrics += further
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
+        return EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
 
 
 def schedule_of(config: Config) -> list[Any]:

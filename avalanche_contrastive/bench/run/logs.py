@@ -118,7 +118,9 @@ class AppendedTensorboard(TensorboardLogger):
         super().__init__(folder)
 
     def _make_writer(self, tb_log_dir: str | Path, filename_suffix: str) -> Any:
-        return SummaryWriter(tb_log_dir, filename_suffix=filename_suffix, purge_step=self.step or None)
+        return SummaryWriter(
+            tb_log_dir, filename_suffix=filename_suffix, purge_step=self.step + 1 if self.step else None
+        )
 
     def close(self) -> None:
         """Write what is left."""
