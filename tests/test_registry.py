@@ -22,9 +22,8 @@ def plain_parameters(callable_):
     found = {}
     for name, parameter in inspect.signature(callable_).parameters.items():
         annotation = parameter.annotation
-        kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-        if get_origin(annotation) is Literal:
-            kinds = [str]
+        parts = (annotation,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
+        kinds = [str if get_origin(kind) is Literal else kind for kind in parts if kind is not type(None)]
         if parameter.default is parameter.empty or len(kinds) != 1 or kinds[0] not in PLAIN:
             continue
         default = kinds[0]() if parameter.default is None else parameter.default

@@ -1,5 +1,6 @@
 """What stands in for a strategy's forward pass and criterion while a method trains on a batch."""
 
+import sys
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Step:
 
     def pause(self) -> None:
         """Give everything back while an evaluation lasts, which may come in the middle of a batch."""
-        self._paused, output = self.strategy._criterion is self._stand_in, self.output
+        self._paused, output = self.strategy._criterion is self._stand_in and _is_in_train(self.strategy), self.output
         self.end()
         self.output = output
 
@@ -150,6 +151,16 @@ class _CriterionInStep:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.step.criterion, name, value)
+
+
+def _is_in_train(strategy: Any) -> bool:
+    """Whether ``strategy.train`` is running. Nothing in a strategy tells it: after an error, all is as it was then."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "train" and frame.f_locals.get("self") is strategy:
+            return True
+    return False
 
 
 def _equal(y: Any, of_batch: Any) -> bool:

@@ -119,7 +119,7 @@ def test_the_run_shows_a_table_of_each_score(folder):
 def test_a_run_that_goes_on_after_its_first_experience_ends_with_the_same_matrices(folder, tmp_path):
     config = configs.updated(configs.load_row("naive", DIGITS).config, {"epochs": 2}, where="test")
 
-    def stop(share, words):
+    def stop(share, *words):
         if share > 0.5:
             raise KeyboardInterrupt
 
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_after_its_first_experience_ends_with_the_same_matric
         execute(config, 0, checkpoint=kept, report=stop)
     assert kept.is_file()
     told = []
-    found = execute(config, 0, checkpoint=kept, report=lambda share, words: told.append(words))
+    found = execute(config, 0, checkpoint=kept, report=lambda share, *words: told.extend(words))
     assert not any("experience 1/3" in words or "anew" in words for words in told)
     assert found["compatibility"] == stored(folder, "naive")["compatibility"]
 
@@ -232,13 +232,14 @@ def test_a_head_that_is_not_known_is_refused():
 
 
 def bank(path, classes, encoder, seed=0):
-    """A bank of random images, eight of each class; the encoder's weights are by the seed."""
+    """A bank of random images, eight of each class, and two views; the encoder's weights are by the seed."""
     y = torch.arange(classes).repeat_interleave(8)
     images = torch.rand(len(y), 3, 4, 4)
     data = Arrays(images, y, images[::4], y[::4], tuple(f"class {c}" for c in range(classes)))
     torch.manual_seed(seed)
     found = make_encoder("mine", builder=encoder)
-    make_bank(path, data, found, name="mine", title="t", views=0, half=False)
+    view = {"augmentation": lambda x: (x + torch.rand_like(x)) / 2, "transform": "noise"}
+    make_bank(path, data, found, name="mine", title="t", views=2, half=False, **view)
 
 
 def encoder():

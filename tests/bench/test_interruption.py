@@ -363,7 +363,7 @@ FORGED = {
 @pytest.mark.parametrize("what", FORGED)
 def test_what_a_checkpoint_has_beside_the_state_is_checked_before_anything_is_restored(what, tmp_path):
     told, path, stream = [], tmp_path / "a.pt", make_benchmark(per_class=6)
-    keeper = Keeper(path, {"seed": 0}, lambda done, words, *more: told.append(words), began=time.perf_counter())
+    keeper = Keeper(path, {"seed": 0}, lambda done, *words: told.extend(words), began=time.perf_counter())
     strategy = build("CSD")
     go_on(strategy, stream, 0, 1)
     keeper.save(strategy, stream.train_stream, [{"Top1_Acc": 0.5}], {name: [1.0] for name in KEPT})

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from avalanche_contrastive.registry import SCENARIOS
 
@@ -65,13 +64,6 @@ def absolute(data: str) -> str:
     if not data.startswith(HUGGINGFACE):
         return str(path.resolve())
     return f"{HUGGINGFACE}{path.resolve()}{''.join(data.partition('?')[1:])}"
-
-
-def with_root(data: str, root: str) -> str:
-    """`data` that also says where torchvision keeps its downloads; "" for Avalanche's folder."""
-    if not (root and data.startswith(TORCHVISION)):
-        return data
-    return f"{data}{'&' if '?' in data else '?'}root={quote(root)}"
 
 
 PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}

@@ -12,10 +12,9 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
-from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, stratified
-from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind
-from avalanche_contrastive.bench.data.named import read_named
-from avalanche_contrastive.bench.data.own import assembled, load_own
+from avalanche_contrastive import registry
+from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
+from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
 from avalanche_contrastive.bench.data.sources import load, other_data
 from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
@@ -69,6 +68,7 @@ def make_stream(
     test_images: int = 0,
     image_size: int = 0,
     validation: bool = False,
+    root: str = "",
 ) -> Stream:
     """The stream of one run.
 
@@ -80,20 +80,20 @@ def make_stream(
     Args:
         name: key of STREAMS.
         seed: decides the class order, the angles or the shares; nothing else.
-        data: folder of the downloads, "" for Avalanche's default; for "own" see `load_data`.
+        data: folder of the downloads, "" for Avalanche's default; for "own" see `named.load_data`.
         scenario: "class", "task" or "domain"; "": the stream's first.
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
         class_order: "": shuffled by the seed; "natural"; or all classes in a list.
-        unseen: what compatibility is measured on, "" for nothing: all images of classes that are then not trained on
-            (the others are numbered anew, 0 ... K - 1), or the test images of other data by name, "cifar10_bank".
-            With validation it is not measured.
+        unseen: see ``with_unseen``: classes that are then not trained on (the others are numbered anew), or the name
+            of other data, "cifar10_bank", of which it is the test images; not with validation. "": nothing.
         train_images: at most so many training images, the same for every seed, each class with its share; 0: all.
             Of rotated_mnist it is the number for each domain, each with a choice of its own.
         test_images: likewise of the evaluated images.
         image_size: of a folder of your own: the side that all images get; 0: their median, if they differ.
         validation: evaluate on validation images instead of the test images, which are then not even in the
             benchmark: those of the data, or a stratified fifth of the training images. For `tune`.
+        root: folder of what `load_data` downloads.
 
     Raises:
         ValueError: an unknown stream or scenario, numbers that do not go with the data, or unreadable data.
@@ -109,19 +109,19 @@ def make_stream(
     if scenario == "domain":
         _refuse_classes(name, base_classes=base_classes, class_order=class_order)
     fetch_whole_batches()
-    loaded = _load(kind, data, validation, image_size)
-    apart = other_data(unseen, loaded.kind, data) if unseen and isinstance(unseen, str) else None
-    if unseen and not isinstance(unseen, str):
-        loaded, apart = _set_apart(loaded, unseen)
-    caps, order = (train_images, test_images), (class_order, base_classes)
-    stream = _cut(loaded, seed, scenario, experiences, caps, order)
-    if apart is None or validation:
-        return stream
-    return with_unseen(stream, *apart, unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}")
+    loaded, apart = _set_apart(_load(kind, data, root, validation, image_size), unseen, data)
+    order = (class_order, base_classes)
+    stream = _cut(loaded, seed, scenario, experiences, (train_images, test_images), order)
+    name = unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}"
+    return stream if apart is None or validation else with_unseen(stream, *apart, name)
 
 
-def _set_apart(loaded: _Loaded, unseen: Sequence[int]) -> tuple[_Loaded, tuple[Tensor, Tensor]]:
-    """What is left to train on without some classes, and these: plain images and classes."""
+def _set_apart(loaded: _Loaded, unseen: str | Sequence[int], data: str) -> tuple[_Loaded, tuple[Tensor, Tensor] | None]:
+    """What is trained on, and plain images and classes of what is not."""
+    if not unseen:
+        return loaded, None
+    if isinstance(unseen, str):
+        return loaded, other_data(unseen, loaded.kind, data)
     number = numbers_without(unseen, len(loaded.class_names))
     views = slice(0, 1 if loaded.kind.features else None)
     gone = [number[part.y] < 0 for part in loaded.parts]
@@ -233,20 +233,9 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)  # decoded once per process
-def load_data(data: str, image_size: int = 0) -> Arrays:
-    """Read what a config's `data` names.
-
-    Args:
-        data: "torchvision:NAME", "hf:NAME" or "hf:PATH", or what `load_own` reads.
-        image_size: side that all images get; 0: if they differ in size, their median, see `load_folder`.
-
-    Raises:
-        ValueError: no such data set, or one that cannot be classified or read.
-    """
-    if not data.startswith((TORCHVISION, HUGGINGFACE)):
-        return load_own(data, image_size)
-    found = read_named(data)
-    return assembled(data, found.images, found.labels, found.class_names, image_size, notes=[found.note])
+def _own(data: str, image_size: int, root: str) -> Any:
+    """Own data, found by name: torchvision's data sets take a second to import."""
+    return registry.load("avalanche_contrastive.bench.data.named:load_data")(data, image_size, root)
 
 
 def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:
@@ -262,11 +251,11 @@ def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[i
     return list(wanted), "given"
 
 
-def _load(kind: StreamKind, data: str, validation: bool, image_size: int) -> _Loaded:
+def _load(kind: StreamKind, data: str, root: str, validation: bool, image_size: int) -> _Loaded:
     if image_size and kind.source != "own":
         raise ValueError(f"{kind.title}: image_size is for folders of your own images.")
     arrays = (
-        load_data(data, image_size)
+        _own(data, image_size, root)
         if kind.source == "own"
         else load(kind.source, "" if kind.source == "digits" else data)
     )

@@ -15,7 +15,7 @@ from avalanche_contrastive import ExperienceSchedule
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench.config import STREAM_KEYS, Config, Row, method_of, nearest
 from avalanche_contrastive.bench.data.augment import make_augmentation
-from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, with_root
+from avalanche_contrastive.bench.data.kinds import STREAMS, Stream
 from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
@@ -103,21 +103,25 @@ def stream_of(config: Config, seed: int, *, validation: bool = False, root: str 
     root = os.path.expanduser(root)
     if ":" in config.stream:
         return own_stream(config.stream, seed, validation=validation, root=root, wanted=wanted)
-    data = with_root(config.data, root) if config.stream == "own" else root
-    return make_stream(config.stream, seed, data=data, validation=validation, **wanted)
+    data = config.data if config.stream == "own" else root
+    return make_stream(config.stream, seed, data=data, root=root, validation=validation, **wanted)
 
 
 def build(
     config: Config, stream: Stream, device: torch.device, report: Report | None = None, further: Sequence[Any] = ()
 ) -> Built:
-    """The strategy of a config; evaluator, fairness plugins and `further` metrics are the same for every method."""
+    """The strategy of a config, with the same evaluator and the same fairness plugins for every method.
+
+    Args:
+        config: of the run.
+        stream: its data.
+        device: where to train.
+        report: hears of progress.
+        further: metrics beside those of every run.
+    """
     kind, method = stream.kind, method_of(config.method)
     augmentation = make_augmentation(
-        config.augmentation,
-        stream.image_shape,
-        kind.augmentation,
-        normalise=kind.normalise,
-        features=kind.features,
+        config.augmentation, stream.image_shape, kind.augmentation, normalise=kind.normalise, features=kind.features
     )
     plugins: list[Any] = schedule_of(config)
     if config.augment and not method.own_augmentation:
@@ -126,14 +130,7 @@ def build(
         plugins.append(DataParallel())
     if report is not None:
         plugins.append(ReportProgress(report, len(steps_of(config, stream.benchmark))))
-    same_classes = config.scenario == "domain"
-    # By the usual rule for ties a network that has collapsed to a point would find everything.
-    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
-    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
-    metrics += further
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
-        evaluator = EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
+    evaluator = _evaluator(config, stream, further)
     common = {
         "train_mb_size": config.batch_size,
         "train_epochs": config.epochs,
@@ -167,6 +164,18 @@ def build(
             "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
         )
     return built
+
+
+def _evaluator(config: Config, stream: Stream, further: Sequence[Any]) -> EvaluationPlugin:
+    """The metrics of every run, and further ones."""
+    same_classes = config.scenario == "domain"
+    # By the usual rule for ties a network that has collapsed to a point would find everything.
+    retrieval = retrieval_metrics(ks=(1,), experience=True, stream=not same_classes, ties="mean")
+    metrics = [accuracy_metrics(experience=True), retrieval, *map(OwnMetric, config.metrics), *unseen_metrics(stream)]
+    metrics += further
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")  # the runner reads the figures itself
+        return EvaluationPlugin(*metrics, *([] if same_classes else [TaskAccuracy()]), loggers=[])
 
 
 def schedule_of(config: Config) -> list[Any]:

@@ -59,7 +59,7 @@ def _lead(parsed: argparse.Namespace, matrix: Matrix) -> int:
         for job in jobs:
             remove_checkpoint(job.checkpoint)
     here, there = partial(_save, out, results.git_commit()), partial(_save, out, "")
-    failed = do_jobs(parsed, jobs, matrix.at_once, out, run_job, here, there) if jobs else []
+    failed = do_jobs(parsed, jobs, run_job, matrix.at_once, out, here, there) if jobs else []
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}", file=sys.stderr)
     if any(results.is_done(out, row, seed) for row, seed in matrix.wanted):

@@ -87,16 +87,28 @@ def execute(
         "seed": seed,
         "evaluated_on": "validation" if validation else "test",
         **_facts(stream),
-        **({"evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
         "readout": built.readout,
         **summary(found, stream.counts),
-        **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
-        **({"compatibility": compatibility_figures(built.strategy)} if stream.unseen else {}),
-        **cost,
+        **_of_some(config, stream, figures, built.strategy, found),
+        **_together(cost),
         "seconds_total": round(keeper.seconds(), 3),
         "device": describe_device(place),
-        **_together(cost),
         "versions": versions(),
+    }
+
+
+def _of_some(
+    config: Config,
+    stream: Stream,
+    figures: Sequence[Mapping[str, Any]],
+    strategy: Any,
+    found: Mapping[str, list[list[float]] | None],
+) -> dict[str, Any]:
+    """The figures that only some runs have."""
+    return {
+        **({"evaluations": by_rotation(found, stream.counts)} if stream.angles else {}),
+        **({"metrics": own_figures(config, figures, len(stream.counts))} if config.metrics else {}),
+        **({"compatibility": compatibility_figures(strategy)} if stream.unseen else {}),
     }
 
 
@@ -125,11 +137,12 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
     )
 
 
-def _together(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result says beside the rest where several processes have trained."""
+def _together(cost: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a run cost, and where several processes have trained, how."""
     if processes() == 1:
-        return {}
+        return cost
     return {
+        **cost,
         "processes": processes(),
         "backend": torch.distributed.get_backend(),
         "peak_memory_of": f"{cost['peak_memory_of']}, of the first process",

@@ -231,7 +231,7 @@ def _score(searches: Mapping[str, Search], parsed: argparse.Namespace, folder: P
     place = folder.resolve()
     if parsed.on == "slurm":
         (place / SCORES_FOLDER).mkdir(exist_ok=True)
-    failed = do_jobs(parsed, jobs, parsed.jobs, place, run_job, keep, partial(write_score, place))
+    failed = do_jobs(parsed, jobs, run_job, parsed.jobs, place, keep, partial(write_score, place))
     _gather(searches, folder)
     for job, text in failed:
         print(f"\n{job.name} seed {job.seed} failed:\n{text}")

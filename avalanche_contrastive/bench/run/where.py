@@ -30,16 +30,16 @@ def devices(parsed: argparse.Namespace) -> tuple[str, str]:
 
 
 def do_jobs(
-    parsed: argparse.Namespace, jobs: Sequence[Job], at_once: int, out: Path, work: Work, here: Write, there: Write
+    parsed: argparse.Namespace, jobs: Sequence[Job], work: Work, at_once: int, out: Path, here: Write, there: Write
 ) -> list[tuple[Job, str]]:
     """Do the runs; what went wrong.
 
     Args:
         parsed: the command line.
         jobs: the runs.
+        work: does one; must be picklable.
         at_once: processes on this machine.
         out: folder of the results.
-        work: what to do with each; must be picklable.
         here: what this process does with a result.
         there: what a run on a cluster does with its result, on its node; must be picklable.
     """
