@@ -6,6 +6,7 @@ anything is read, and the pickle is read with those instructions only that plain
 dicts by name, lists, tuples, numbers, strings and dense tensors, no larger than the file.
 """
 
+import gc
 import io
 import math
 import os
@@ -14,6 +15,8 @@ import pickletools
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,13 +99,26 @@ def read_plain(path: Path) -> Any:
         try:
             with zipfile.ZipFile(file) as archive:
                 _check_directory(archive, size)
-                return _Reader(archive).load()
+                with _collector_at_rest():
+                    return _Reader(archive).load()
         except Exception as error:  # whatever is in the file, and however a reader fails on it
             if isinstance(error, zipfile.BadZipFile) and is_zip:
                 raise CheckpointError(f"{path}: the file is cut short or damaged ({error}).") from error
             why = f"it holds more than plain data, or is damaged ({error!r:.200}). Is it a model's state dict?"
             why = why if is_zip else "it is no file that torch.save writes."
             raise CheckpointError(f"{path}: not a checkpoint: {why} Nothing in it was run.") from error
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Containers in containers make each pass of the garbage collector longer, and reading leaves it nothing to do."""
+    was_at_work = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_at_work:
+            gc.enable()
 
 
 def _check_directory(archive: zipfile.ZipFile, size: int) -> None:

@@ -19,7 +19,7 @@ from helpers.streams import make_benchmark
 
 from avalanche_contrastive import checkpoint
 
-SECONDS, MIB = 2.0, 200  # a second on a processor of its own: beside other tests it takes turns
+SECONDS, MIB = 1.0, 200
 
 
 @pytest.fixture(scope="module")
