@@ -11,9 +11,8 @@ from PIL import Image
 from avalanche_contrastive.bench import cli
 from avalanche_contrastive.bench.data import named
 from avalanche_contrastive.bench.data.kinds import absolute
-from avalanche_contrastive.bench.data.named import load_data
 from avalanche_contrastive.bench.data.own_stream import own_stream
-from avalanche_contrastive.bench.data.streams import make_stream
+from avalanche_contrastive.bench.data.streams import load_data, make_stream
 from avalanche_contrastive.bench.files import read_json
 
 FAKE = "torchvision:FakeData?size=60&num_classes=3&image_size=3,12,12"

@@ -16,34 +16,10 @@ from avalanche.benchmarks.datasets import default_dataset_location
 from PIL import Image
 
 from avalanche_contrastive.bench.config import nearest
-from avalanche_contrastive.bench.data.arrays import PARTS, Arrays
+from avalanche_contrastive.bench.data.arrays import PARTS
 from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, TORCHVISION
-from avalanche_contrastive.bench.data.own import assembled, load_own
 
 NO_TEST = "there are no test images, so the validation images are the test images"
-
-
-def load_data(data: str, image_size: int = 0, root: str = "") -> Arrays:
-    """Read what a config's `data` names.
-
-    Args:
-        data: "torchvision:NAME", "hf:NAME" or "hf:PATH", or what `load_own` reads.
-        image_size: side that all images get; 0: if they differ in size, their median, see `load_folder`.
-        root: folder of the downloads of torchvision; "": Avalanche's.
-
-    Raises:
-        ValueError: no such data set, or one that cannot be classified or read.
-    """
-    for prefix, find in ((TORCHVISION, _torchvision), (HUGGINGFACE, _huggingface)):
-        if data.startswith(prefix):
-            path, _, words = data.removeprefix(prefix).partition("?")
-            parts, names = find(data, path, dict(parse_qsl(words)), root)
-            note = NO_TEST if "test" not in parts and "val" in parts else ""
-            if note:
-                parts["test"] = parts.pop("val")
-            labels, shown = _numbered(data, {part: items.labels() for part, items in parts.items()}, names)
-            return assembled(data, parts, labels, shown, image_size, notes=[note])
-    return load_own(data, image_size)
 
 
 @dataclass(frozen=True)
@@ -80,6 +56,36 @@ class Items(Sequence[Any]):
         """One class per image, as the source has it."""
         found = self.known if self.known is not None else [self.pair(index)[1] for index in range(self.size)]
         return [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in found]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set by its parts: train, test and perhaps val, or "all"."""
+
+    images: Mapping[str, Items]
+    labels: Mapping[str, np.ndarray[Any, Any]]
+    class_names: tuple[str, ...]
+    note: str
+
+
+def read_named(data: str, root: str = "") -> Named:
+    """Find a data set; its images are decoded when they are asked for.
+
+    Args:
+        data: "torchvision:NAME", "hf:NAME" or "hf:PATH", with options after a question mark.
+        root: folder of the downloads of torchvision; "": Avalanche's.
+
+    Raises:
+        ValueError: no such data set, or one that cannot be classified or read.
+    """
+    prefix, find = (TORCHVISION, _torchvision) if data.startswith(TORCHVISION) else (HUGGINGFACE, _huggingface)
+    path, _, words = data.removeprefix(prefix).partition("?")
+    parts, names = find(data, path, dict(parse_qsl(words)), root)
+    note = NO_TEST if "test" not in parts and "val" in parts else ""
+    if note:
+        parts["test"] = parts.pop("val")
+    labels, shown = _numbered(data, {part: items.labels() for part, items in parts.items()}, names)
+    return Named(parts, labels, shown, note)
 
 
 def _numbered(

@@ -12,9 +12,10 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
-from avalanche_contrastive import registry
-from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, stratified
-from avalanche_contrastive.bench.data.kinds import STREAMS, Stream, StreamKind
+from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, stratified
+from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind
+from avalanche_contrastive.bench.data.named import read_named
+from avalanche_contrastive.bench.data.own import assembled, load_own
 from avalanche_contrastive.bench.data.sources import load, other_data
 from avalanche_contrastive.bench.data.unseen import numbers_without, with_unseen
 from avalanche_contrastive.data import MemoryImages as Images
@@ -80,7 +81,7 @@ def make_stream(
     Args:
         name: key of STREAMS.
         seed: decides the class order, the angles or the shares; nothing else.
-        data: folder of the downloads, "" for Avalanche's default; for "own" see `named.load_data`.
+        data: folder of the downloads, "" for Avalanche's default; for "own" see `load_data`.
         scenario: "class", "task" or "domain"; "": the stream's first.
         experiences: how many, the first included; 0: the stream's default.
         base_classes: classes of the first experience, the others share the rest equally; 0: all equal.
@@ -232,10 +233,24 @@ def rotation(angle: float, height: int, width: int) -> Tensor:
     return turned.flatten().round().long() - 1
 
 
-@lru_cache(maxsize=1)  # decoded once per process
-def _own(data: str, image_size: int, root: str) -> Any:
-    """Own data, found by name: torchvision's data sets take a second to import."""
-    return registry.load("avalanche_contrastive.bench.data.named:load_data")(data, image_size, root)
+def load_data(data: str, image_size: int = 0, root: str = "") -> Arrays:
+    """Read what a config's `data` names.
+
+    Args:
+        data: what `read_named` or `load_own` reads.
+        image_size: side that all images get; 0: if they differ in size, their median, see `load_folder`.
+        root: folder of the downloads of torchvision; "": Avalanche's.
+
+    Raises:
+        ValueError: no such data set, or one that cannot be classified or read.
+    """
+    if not data.startswith((TORCHVISION, HUGGINGFACE)):
+        return load_own(data, image_size)
+    named = read_named(data, root)
+    return assembled(data, named.images, named.labels, named.class_names, image_size, notes=[named.note])
+
+
+_own = lru_cache(maxsize=1)(load_data)  # decoded once per process
 
 
 def _order(wanted: str | Sequence[int], classes: int, seed: int) -> tuple[list[int], str]:
