@@ -133,7 +133,7 @@ class CSDPlugin(MethodPlugin):
 
     def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
         """The rows that count, by ``ce``; in a model with a head per task each over the classes of its own head."""
-        counted = None if self.ce == "all" else self.is_current()
+        counted = None if self.ce == "all" else self.guards.is_current()
         if self.multi_head:
             heads = self.table("heads", lambda: self.head_groups(logits, self._columns), logits.shape[1])
             return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id), counted)
