@@ -124,7 +124,7 @@ class CSDPlugin(MethodPlugin):
         if self.teacher is not None:
             parts.update(self._stability(strategy, logits, features))
         self.terms = {name: term.detach() for name, (_, term) in parts.items()}
-        loss, *others = (term if weight == 1 else weight * term for weight, term in parts.values())
+        loss, *others = [term if weight == 1 else weight * term for weight, term in parts.values()]
         for other in others:
             loss = loss + other
         return loss
@@ -140,7 +140,7 @@ class CSDPlugin(MethodPlugin):
 
     def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
         """The rows that count, by ``ce``; in a model with a head per task each over the classes of its own head."""
-        counted = None if self.ce == "all" else self.guards.is_current()
+        counted = None if self.ce == "all" else self.guards.is_current
         if self.multi_head:
             heads = self.table("heads", lambda: self.head_groups(logits, self._columns), logits.shape[1])
             return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id), counted)
@@ -159,7 +159,11 @@ class CSDPlugin(MethodPlugin):
         return [[*new, *not_seen(known, [new])]]
 
     def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> dict[str, tuple[float, Tensor]]:
-        kept, kept_features = self._kept_by_teacher(strategy)
+        if self.multi_head:  # the teacher's logits are those of all earlier heads
+            kept, kept_features = self.teacher_forward(strategy, partial(self._all_heads, strategy))
+        else:
+            kept = self.teacher_forward(strategy)
+            kept_features = self.whole(self.of_batch["teacher's features"])
         parts = {}
         if self.kd_weight > 0:
             if self.multi_head:
@@ -180,13 +184,6 @@ class CSDPlugin(MethodPlugin):
             )
             parts["contrast"] = self.weight, csd
         return parts
-
-    def _kept_by_teacher(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """The teacher's logits (those of all earlier heads in a model with a head per task) and features."""
-        if self.multi_head:
-            taught: tuple[Tensor, Tensor] = self.teacher_forward(strategy, partial(self._all_heads, strategy))
-            return taught
-        return self.teacher_forward(strategy), self.whole(self.of_batch["teacher's features"])
 
     def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""
