@@ -64,24 +64,24 @@ def cross_entropy_of_others(z: Tensor, *terms: Term, others: Tensor | None = Non
     with full_precision(z):
         wide = float32(z)
         targets, temperatures = [term.target for term in terms], [term.temperature for term in terms]
-        weights = [wide.new_full((len(z),), 1 / len(z)) if term.weight is None else term.weight for term in terms]
         # For torch.func the class below would cost every other call 26 us more.
         at_once = _by_autograd if torch._C._are_functorch_transforms_active() else _CrossEntropyOfOthers.apply
-        loss: Tensor = at_once(wide, others, temperatures, *targets, *weights)
+        loss: Tensor = at_once(wide, others, temperatures, *targets, *[term.weight for term in terms])
         return loss if wide is z else finite_gradient(loss, z, wide)
 
 
-def _by_autograd(z: Tensor, others: Tensor | None, temperatures: list[float], *given: Tensor) -> Tensor:
+def _by_autograd(z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
     columns, losses = z if others is None else torch.cat([z, others]), []
     for temperature, target, weight in zip(temperatures, given, given[len(temperatures) :], strict=False):
         similarity = without_self(z / temperature @ columns.T)
-        losses.append(((similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)) * weight).sum())
+        loss = similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)
+        losses.append(loss.mean() if weight is None else (loss * weight).sum())
     return losses[0] if len(losses) == 1 else torch.stack(losses)
 
 
 class _CrossEntropyOfOthers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, others: Tensor | None, temperatures: list[float], *given: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
         columns = z if others is None else torch.cat([z, others])
         similarity, count = z @ columns.T, len(temperatures)
         losses, slopes = [], []
@@ -89,12 +89,10 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
             logits = similarity / temperature if number + 1 < count else similarity.div_(temperature)
             share = without_self(logits).softmax(dim=1)
             # The largest share is 1 / sum_k exp(logit_k - the highest logit).
-            total = logits.amax(dim=1) - share.amax(dim=1).log()
-            losses.append(torch.dot(total - torch.linalg.vecdot(target, logits), weight))
-            slope = share.sub_(target).mul_((weight / temperature)[:, None])  # of the loss in each similarity
-            square = slope[:, : len(z)]
-            square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
-            slopes.append(slope)
+            loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(target, logits)
+            losses.append(loss.mean() if weight is None else torch.dot(loss, weight))
+            scale = 1 / (len(z) * temperature) if weight is None else (weight / temperature)[:, None]
+            slopes.append(share.sub_(target).mul_(scale))
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(z, others, columns, *given, *slopes)
             ctx.temperatures = temperatures
@@ -104,22 +102,20 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         z, others, columns, *given = ctx.saved_tensors
         n, count = len(z), len(ctx.temperatures)
-        slopes = given[2 * count :]
+        slopes = given[2 * count :]  # of each loss in each similarity
         with full_precision(z):
-            if torch.is_grad_enabled():  # for a second derivative the slopes must depend on z
+            if torch.is_grad_enabled():  # for a second derivative they must depend on z
                 columns, slopes = z if others is None else torch.cat([z, others]), []
                 for temperature, target, weight in zip(ctx.temperatures, given, given[count:], strict=False):
-                    slope = (softmax_of_others(z / temperature, columns) - target) * (weight / temperature)[:, None]
-                    slopes.append(torch.cat([slope[:, :n] + slope[:, :n].T, slope[:, n:]], dim=1))
-            if count == 1:
-                gradient = slopes[0] @ columns * upstream
-            else:
-                slope, part = slopes[0], upstream.unbind()
-                slope = slope * part[0]
-                for other, weight in zip(slopes[1:], part[1:], strict=True):
-                    slope = torch.addcmul(slope, other, weight)
-                gradient = slope @ columns
-            return gradient, *[None] * (2 + 2 * count)
+                    scale = 1 / (n * temperature) if weight is None else (weight / temperature)[:, None]
+                    slopes.append((softmax_of_others(z / temperature, columns) - target) * scale)
+            first, *more = zip(slopes, [upstream] if count == 1 else upstream.unbind(), strict=True)
+            slope = first[0] * first[1]
+            for other, part in more:
+                slope = torch.addcmul(slope, other, part)
+            square = slope[:, :n]
+            square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
+            return slope @ columns, *[None] * (2 + 2 * count)
 
 
 def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:

@@ -351,7 +351,7 @@ def contrastive_distillation(
         return finite_gradient(loss, features, wide)
 
 
-def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> Tensor:
+def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0, normalize: bool = True) -> Tensor:
     r"""Triplet loss of each sample with its farthest positive and its nearest negative in the batch.
 
     The second plasticity term of CSD (arXiv:2205.05476, L_triplet among Eq. 2 to 8), as in the authors' code:
@@ -360,9 +360,10 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
         loss = mean over the non-zero terms of  max(0, s(i, nearest negative) - s(i, farthest positive) + margin)
 
     Args:
-        features: (B, D); divided by their length here.
+        features: (B, D).
         y: class ids, (B,) integers.
         margin: >= 0, in units of cosine similarity.
+        normalize: divide each feature by its length first; False where that has been done.
 
     Returns:
         Scalar; zero, with a gradient path, where no sample has both a positive and a negative.
@@ -377,7 +378,7 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
 
     with full_precision(features):
         wide = float32(features)
-        unit = unit_rows(wide)
+        unit = unit_rows(wide) if normalize else wide
         with torch.no_grad():
             # Cosines lie in [-1, 1]: those of a sample's own class are moved below all others, its own in between.
             similarity = without_self((unit @ unit.T).add_(y[:, None] == y, alpha=-4), -2)

@@ -9,6 +9,7 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_flag, check_positive, check_weight
+from avalanche_contrastive._kernels import finite_gradient, float32, full_precision, unit_rows
 from avalanche_contrastive._torch import preserved_modes, unwrapped
 from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.losses import (
@@ -117,17 +118,20 @@ class CSDPlugin(MethodPlugin):
                 f"CSDPlugin: a batch of {len(logits)} needs as many features, got {len(features)}. Does the model "
                 "split its batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
+        with full_precision(features):
+            wide = float32(features)
+            unit = unit_rows(wide)  # once for two losses
         parts = {"cross_entropy": (self.ce_weight, self._cross_entropy(strategy, logits))}
         if self.triplet_weight > 0:
-            triplet = batch_hard_triplet(features, self.labels, margin=self.margin)
+            triplet = batch_hard_triplet(unit, self.labels, margin=self.margin, normalize=False)
             parts["triplet"] = self.triplet_weight, triplet
         if self.teacher is not None:
-            parts.update(self._stability(strategy, logits, features))
+            parts.update(self._stability(strategy, logits, unit if self.normalize else wide))
         self.terms = {name: term.detach() for name, (_, term) in parts.items()}
         loss, *others = [term if weight == 1 else weight * term for weight, term in parts.values()]
         for other in others:
             loss = loss + other
-        return loss
+        return finite_gradient(loss, features, wide)
 
     def _features_of_output(self, strategy: Any) -> Tensor:
         """Those of the last forward pass, unless they were another output's."""
@@ -176,11 +180,11 @@ class CSDPlugin(MethodPlugin):
         if self.weight > 0:
             csd = contrastive_distillation(
                 features,
-                kept_features,
+                unit_rows(float32(kept_features)) if self.normalize else kept_features,
                 self.labels,
                 temperature=self.temperature,
                 form=self.form,
-                normalize=self.normalize,
+                normalize=False,
             )
             parts["contrast"] = self.weight, csd
         return parts
