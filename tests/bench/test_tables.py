@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from helpers.pages import ROOT
 from helpers.results import Reader, made, saved
 
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.report import cells, comparisons, figures, html, pages, plots, stats, tables
+from avalanche_contrastive.bench.report import cells, comparisons, figures, headline, html, pages, plots, stats, tables
 
 
 def test_the_main_table_says_what_the_results_say(everything):
@@ -324,3 +325,25 @@ def test_a_page_that_cannot_be_filled_is_left_alone(everything, tmp_path, text, 
 def test_rows_that_all_follow_each_other_have_their_settings(tmp_path):
     saved(tmp_path, made("a", 0, shown={"base": "b"}), made("b", 0, shown={"base": "a"}))
     assert [row[0] for row in tables.settings_tables(results.load_all(tmp_path)["mine"])[0].rows] == ["a", "b"]
+
+
+def test_the_headline_has_a_line_per_question_and_the_rows_of_its_memory():
+    committed = results.load_all(ROOT / "benchmarks" / "results")
+    table = headline.headline_table(committed)
+    assert len(table.rows) == 6
+    for line, (title, memory, seeds, *figures_of_line) in zip(headline.LINES, table.rows, strict=True):
+        assert title == line.title
+        assert memory == str(line.memory)
+        for cell, name in zip(figures_of_line, headline.METHODS.values(), strict=True):
+            rows = [row for row in (name, f"{name}_{memory}") if row in committed[line.suite]]
+            at_size = [row for row in rows if committed[line.suite][row][0]["config"]["memory"] in (0, line.memory)]
+            if not at_size:
+                assert cell == cells.NONE
+                continue
+            (row,) = at_size
+            assert cell == line.column.cell(committed[line.suite][row])
+            assert len(committed[line.suite][row]) <= int(seeds)
+
+
+def test_a_headline_leaves_out_suites_without_results(everything):
+    assert headline.headline_table(everything).rows == ()
