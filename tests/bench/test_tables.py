@@ -229,7 +229,7 @@ def test_other_class_orders_are_not_compared_and_it_is_said(tmp_path):
     saved(tmp_path, made("ours", 0, method="co2l"), other)
     table = comparisons.comparison_table(results.load_all(tmp_path)["mine"])
     assert table.rows[0][4:] == ("–", "–", "–", "–")
-    assert "Ours and other cannot be paired: with seed 0 the class orders are" in table.caption
+    assert "ours and other cannot be paired: with seed 0 the class orders are" in table.caption
 
 
 def turned(row, seed, *, angles=None, **more):
@@ -245,7 +245,7 @@ def test_rotated_domains_are_paired_by_their_rotations(tmp_path):
     table = comparisons.comparison_table(grouped)
     assert {row[2]: row[6].split(" of ")[-1] for row in table.rows} == {"Other": "–", "Same": "2"}
     assert "over the same seeds and rotations, in" in table.caption
-    assert "Ours and other cannot be paired: with seed 1 the rotations are" in table.caption
+    assert "ours and other cannot be paired: with seed 1 the rotations are" in table.caption
     assert "over 2 seeds (0, 1), each with its own rotations." in tables.main_table(grouped).caption
 
 
