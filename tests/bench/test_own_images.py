@@ -82,6 +82,12 @@ def test_a_size_is_refused_where_it_means_nothing(tmp_path):
         make_stream("split_digits", 0, image_size=8)
 
 
+@pytest.mark.parametrize("image_size", [-1, 2.5, True, "8", None])
+def test_a_size_that_is_no_whole_number_is_named(tmp_path, image_size):
+    with pytest.raises(ValueError, match=f"image_size must be a whole number >= 0, got {image_size!r}"):
+        load_own(str(folder(tmp_path, [(8, 8)] * 6)), image_size)
+
+
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

@@ -64,8 +64,9 @@ def test_a_header_that_is_missing_or_of_another_type(contents, field, wrong, tmp
 HEADERS = {
     "versions without ours": lambda c: c["versions"].pop("avalanche-contrastive"),
     "a version that is no text": lambda c: c["versions"].update(torch=2),
-    "an older format": lambda c: c.update(version=1),
-    "a newer format": lambda c: c.update(version=3),
+    "an older format": lambda c: c.update(version=checkpoint.VERSION - 1),
+    "a newer format": lambda c: c.update(version=checkpoint.VERSION + 1),
+    "a format of 2^1900": lambda c: c.update(version=2**1900),
     "less done": lambda c: c.update(done=1),
     "more done": lambda c: c.update(done=3),
     "done is negative": lambda c: c.update(done=-2),

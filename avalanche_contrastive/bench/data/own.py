@@ -12,6 +12,7 @@ import torch
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped, unused-ignore]
 from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped, unused-ignore]
 
+from avalanche_contrastive._checks import check_count
 from avalanche_contrastive.bench.data.arrays import (
     PARTS,
     Array,
@@ -41,8 +42,9 @@ def load_own(path: str, image_size: int = 0) -> Arrays:
         image_size: side that all images of a folder get; 0: see `load_folder`.
 
     Raises:
-        ValueError: there is nothing, or it is not as described in `load_npz` and `load_folder`.
+        ValueError: there is nothing, or it is not as described in `load_npz` and `load_folder`; a size that is none.
     """
+    check_count("the images' data", 0, image_size=image_size)
     if not path:
         raise ValueError("the stream 'own' needs `data`: the path of a .npz file or of a folder of images.")
     found = Path(path).expanduser()
