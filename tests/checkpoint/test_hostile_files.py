@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.hostile import attempt, content_of, nodes_of
-from helpers.resuming import METHODS, build, go_on
-from helpers.streams import make_benchmark
+from helpers.resuming import METHODS, build, saved_files
 
 from avalanche_contrastive import checkpoint
 
@@ -16,12 +15,7 @@ NEW = 10**6  # a number that no node of a file has
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
     """The content of a checkpoint of each method, after two experiences."""
-    folder = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
-    for name in METHODS:
-        go_on(build(name), make_benchmark("A", per_class=6), 0, 2, folder / f"{name}.pt")
-        checkpoint.restore(build(name), folder / f"{name}.pt")  # whatever is imported late, is now
-    return {name: content_of(folder / f"{name}.pt") for name in METHODS}
+    return {name: content_of(path) for name, path in saved_files(tmp_path_factory.mktemp("saved")).items()}
 
 
 def object_of(content, name):

@@ -13,7 +13,7 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import SupervisedPlugin
-from helpers.streams import Images, digits, make_benchmark, make_encoder
+from helpers.streams import Images, digits, make_benchmark, make_encoder, noise
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,10 +24,6 @@ from avalanche_contrastive.readout import fit_linear
 
 METHODS = ("co2l", "ssil", "csd")
 every_method = pytest.mark.parametrize("method", METHODS)
-
-
-def noise(x):
-    return x + 0.1 * torch.randn_like(x)
 
 
 def plugin_for(method, **options):
