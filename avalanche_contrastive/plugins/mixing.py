@@ -8,7 +8,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
 from avalanche.training.templates import base_sgd
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from avalanche_contrastive._checks import came
 
@@ -19,10 +19,10 @@ def mixed(name: str, current: AvalancheDataset[Any], memory: AvalancheDataset[An
     """The two datasets as one.
 
     Raises:
-        ValueError: their images are not of one size and type.
+        ValueError: their images are not of one size and type, as torch's own collation needs them.
     """
     ours, stored = current[0], memory[0]
-    if came(ours[0]) != came(stored[0]):
+    if current.collate_fn is default_collate and came(ours[0]) != came(stored[0]):  # others may pad them, for example
         raise ValueError(
             f"{name}: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
             "one batch holds both. Give all experiences samples of one size and type, by a transform."

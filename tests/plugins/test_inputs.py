@@ -112,6 +112,15 @@ class TupleInput(Naive):
         return self.model(self.mb_x[1])
 
 
+class ListInput(Naive):
+    """Batches as lists of samples, as detection has them."""
+
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        x, *others = self.mbatch
+        self.mbatch = [list(x), *others]
+
+
 class Prepared(Naive):
     """A forward pass that makes something of the batch first."""
 
@@ -127,6 +136,7 @@ CLASSIFIERS = {
     "a dictionary of outputs": (DictionaryOutput, gives(lambda z: {"aux": z.sum(), "logits": z})),
     "a tuple of outputs": (TupleOutput, gives(lambda z: (z.sum(), z))),
     "a dictionary for the model": (WholeDictionary, lambda m: Wrapped(m, lambda x: x["image"], lambda z: z)),
+    "a list of samples for the model": (ListInput, lambda m: Wrapped(m, torch.stack, lambda z: z)),
 }
 LOOPS = {
     "an image out of a dictionary": (DictionaryInput, lambda model: model),
@@ -343,13 +353,14 @@ class Collated(Naive):
 
 
 @pytest.mark.parametrize("task_labels", [True, False])
-@pytest.mark.parametrize("method", ["ssil", "csd", "co2l rows"])
+@pytest.mark.parametrize("method", ["ssil", "csd", "co2l", "co2l rows"])
 def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, task_labels):
     """Padded to the longest of the whole batch, which may be a replayed one."""
     RNGManager.set_random_seeds(0)
     body = nn.Sequential(Mean(), nn.Linear(2, 16), nn.ReLU())
     model = ContrastiveModel(body, 16, 8) if "co2l" in method else nn.Sequential(body, nn.Linear(16, 4))
-    plugin = Co2LPlugin(mem_size=8, augmentation=torch.clone, batch_size_mem=4, readout_epochs=2)
+    rows = 4 if "rows" in method else None
+    plugin = Co2LPlugin(mem_size=8, augmentation=torch.clone, batch_size_mem=rows, readout_epochs=2)
     plugin = plugin if "co2l" in method else plugin_for(method)
     shapes = []
 
@@ -371,8 +382,8 @@ def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, t
     for experience in benchmark.train_stream:
         strategy.train(experience)
     strategy.eval(benchmark.test_stream)
-    rows = {"ssil": 12, "csd": 4, "co2l rows": 8}[method]
-    assert [size for size, _ in shapes] == [4] * 30 + [rows] * 30
+    second = {"ssil": [12] * 30, "csd": [4] * 30, "co2l": [4] * 40, "co2l rows": [8] * 30}[method]
+    assert [size for size, _ in shapes] == [4] * 30 + second
     assert all(fits for _, fits in shapes)
 
 
