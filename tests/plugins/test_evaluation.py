@@ -128,6 +128,40 @@ def test_weights_that_another_call_has_written_have_a_read_out_of_their_own():
     assert look.right == [True] * 3
 
 
+class Shifted(nn.Module):
+    """An encoder with a value that no state dict holds as a tensor: a number, or a buffer that is not saved."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.inner = make_encoder()
+        if kind == "buffer":
+            self.register_buffer("shift", torch.zeros(1), persistent=False)
+        else:
+            self.shift = 0.0
+
+    def get_extra_state(self):
+        return {"kind": "anything"}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return self.inner(x + self.shift)
+
+
+@pytest.mark.parametrize("kind", ["number", "buffer"])
+def test_values_outside_of_the_state_dict_count_too(kind):
+    look, benchmark = ReadOut(), make_benchmark()
+    strategy = build("co2l", [look])
+    strategy.model.encoder = encoder = Shifted(kind)
+    strategy.optimizer.param_groups[0]["params"] = list(strategy.model.parameters())
+    strategy.train(benchmark.train_stream[0])
+    for _ in range(2):
+        encoder.shift += 0.5
+        strategy.eval(benchmark.test_stream[:1])
+    assert look.right == [True] * 2
+
+
 def test_a_model_that_stands_still_is_fitted_once(monkeypatch):
     fits, benchmark = [], make_benchmark()
     monkeypatch.setattr(refit, "fit_linear", lambda *a, **k: fits.append(1) or fit_linear(*a, **k))
