@@ -104,8 +104,8 @@ class Guards:
         if not is_right or (rows and len(y) not in rows):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
-                f"({rows[0] if rows else 'B'},), one per image, got {came(y)}. Are they one-hot or mixed, or "
-                "given as floats? Then change them by a target transform."
+                f"({rows[0] if rows else 'B'},), one per image, got {came(y)}. Are they one-hot or mixed, "
+                "given as floats, or with an axis of their own? Then change them by a target transform."
             )
         y = y.long()
         codes = pair_codes(strategy.mb_task_id, y) if multi_head else y

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, with_classes_timeline
@@ -258,9 +259,10 @@ def test_labels_of_any_integer_type(method, dtype):
     assert torch.equal(weights, expected)
 
 
+@pytest.mark.parametrize("kind", [bool, np.bool_])
 @every_method
-def test_labels_that_are_true_or_false(method):
-    _, weights = trained(method, benchmark=labelled(lambda y: y > 5, parts=1))
+def test_labels_that_are_true_or_false(method, kind):
+    _, weights = trained(method, benchmark=labelled(lambda y: kind(y > 5), parts=1))
     _, expected = trained(method, benchmark=labelled(lambda y: int(y > 5), parts=1))
     assert torch.equal(weights, expected)
 
@@ -276,6 +278,7 @@ WRONG_LABELS = {
         lambda y: "cat" if y > 5 else "dog",
         r"must be whole numbers, but this experience has '(cat|dog)'.*names",
     ),
+    "an axis of their own": (lambda y: torch.tensor([y]), r"of shape \(12, 1\)\. Are they .* an axis of their own"),
     "one-hot": (lambda y: torch.eye(10, dtype=torch.long)[y], r"one per image, got torch.int64 of shape \(12, 10\)"),
 }
 
@@ -284,7 +287,7 @@ WRONG_LABELS = {
 @every_method
 def test_labels_that_are_no_class_ids(method, kind):
     change, message = WRONG_LABELS[kind]
-    benchmark = labelled(change, parts=1) if kind != "one-hot" else labelled_otherwise(change)
+    benchmark = labelled_otherwise(change) if kind in ("one-hot", "an axis of their own") else labelled(change, parts=1)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         trained(method, benchmark=benchmark)
 
