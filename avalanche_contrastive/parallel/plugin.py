@@ -368,13 +368,14 @@ def _task_by_task(strategy: Any, model: MultiTaskModule, rows: Rows, during: Exi
 
 def _setting(strategy: Any) -> dict[str, Any]:
     """What must be the same in all processes before an experience, by name."""
-    data = strategy.adapted_dataset
+    data, model = strategy.adapted_dataset, strategy.model
+    tensors = (*model.named_parameters(), *model.named_buffers())
     return {
         "train_mb_size": strategy.train_mb_size,
         "train_epochs": strategy.train_epochs,
         "number of experiences so far": strategy.clock.train_exp_counter,
         "training data (labels in order)": (len(data), zlib.crc32(str(list(getattr(data, "targets", ()))).encode())),
-        "model": [(name, tuple(x.shape), str(x.dtype)) for name, x in strategy.model.state_dict().items()],
+        "model": [(name, tuple(x.shape), str(x.dtype)) for name, x in tensors],
     }
 
 

@@ -380,7 +380,7 @@ class TestNpz:
                 {"train_labels": np.arange(40) % 4 * 10**12},
                 "there are 4 different ones, up to 3000000000000, and none is 1, 2",
             ),
-            ({"train_labels": np.zeros(40, int)}, "train_labels have a single label"),
+            ({"train_labels": np.zeros(40, int)}, "a single label in train_labels"),
             ({"test_labels": np.arange(12)}, "test_labels have 4, 5, .* which train_labels do not have"),
             ({"test_labels": np.arange(12) % 3}, "no image of label 3 in test_labels"),
             (
