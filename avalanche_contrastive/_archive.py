@@ -104,7 +104,7 @@ def read_plain(path: Path) -> Any:
         except Exception as error:  # whatever is in the file, and however a reader fails on it
             if isinstance(error, zipfile.BadZipFile) and is_zip:
                 raise CheckpointError(f"{path}: the file is cut short or damaged ({error}).") from error
-            why = f"it holds more than plain data, or is damaged ({error!r:.200}). Is it a model's state dict?"
+            why = f"it holds more than plain data, or is damaged ({error!r:.200}). Is it a model's state dict, or old?"
             why = why if is_zip else "it is no file that torch.save writes."
             raise CheckpointError(f"{path}: not a checkpoint: {why} Nothing in it was run.") from error
 

@@ -243,11 +243,13 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
         if batch is not None:
             strategy.mbatch = batch
             strategy._unpack_minibatch()
-        has_tasks = len(strategy.mbatch) > 2
-        if is_multi_task_module(model) and not (has_tasks and hasattr(strategy.experience, "task_labels")):
+        has_tasks, wants_tasks = len(strategy.mbatch) > 2, hasattr(strategy.experience, "task_labels")
+        if is_multi_task_module(model) and not (has_tasks and wants_tasks):
             # Avalanche's forward pass would not know the heads: without task labels all of them are asked.
             output = avalanche_forward(model, strategy.mb_x, strategy.mb_task_id if has_tasks else None)
         else:
+            if wants_tasks and not has_tasks:  # of a data set beside the stream; a single head takes any label
+                strategy.mbatch = [*strategy.mbatch, torch.zeros_like(strategy.mb_y)]
             output = strategy.forward()
         return output, strategy.mb_y
     finally:

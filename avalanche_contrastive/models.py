@@ -99,9 +99,10 @@ class ContrastiveModel(nn.Module):
         features = self.encoder(x)
         if not isinstance(features, Tensor) or features.shape != (rows, self.feature_size):
             given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            hint = "" if isinstance(x, Tensor) else " (Each tensor of a list, tuple or dictionary must be (B, ...).)"
             raise ValueError(
-                f"ContrastiveModel: the encoder must map {rows} inputs to ({rows}, {self.feature_size}), got "
-                f"{given}. Is feature_size right, does the encoder end in a flat layer, and give the features alone?"
+                f"ContrastiveModel: the encoder must map {rows} inputs to ({rows}, {self.feature_size}), got {given}. "
+                f"Is feature_size right, does the encoder end in a flat layer, and give the features alone?{hint}"
             )
         # An encoder may compute in half precision by itself.
         first_layer: Any = self.projector[0]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.models.utils import is_multi_task_module
@@ -178,7 +179,7 @@ def check_stream(name: str, experience: Any, model: nn.Module) -> None:
             "piece in stream]))."
         )
     named = getattr(task_of(experience), "classes_in_this_experience", None) or ()
-    if wrong := [c for c in named if not hasattr(c, "__index__")]:
+    if wrong := [c for c in named if not hasattr(c, "__index__") and not isinstance(c, np.bool_)]:
         raise ValueError(
             f"{name}: class ids must be whole numbers, but this experience has {wrong[0]!r}. Are the `targets` "
             "floats, or names? Give integers, 0, 1, 2, ..., also as the samples' labels."

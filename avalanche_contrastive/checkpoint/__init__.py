@@ -35,7 +35,7 @@ from avalanche_contrastive.parallel.plugin import DataParallel
 __all__ = ["CheckpointError", "MismatchError", "extra_of", "restore", "save"]
 
 FORMAT = "avalanche-contrastive checkpoint"
-VERSION = 2
+VERSION = 3  # of the layout of what is in a file
 CPU = torch.device("cpu")
 HEADER: dict[str, type] = {
     **{"version": int, "versions": dict, "done": int, "device": str, "strategy": str, "model": str, "state": dict},
@@ -161,16 +161,18 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: torch can read it, but it is no checkpoint of avalanche_contrastive. Is it a model's state dict, "
             "or a checkpoint of Avalanche's own?"
         )
-    wrong = [name for name, kind in HEADER.items() if type(content.get(name)) is not kind]
-    texts = [] if wrong else [*content["plugins"], *content["metrics"], *content["versions"].values()]
-    if wrong or not all(type(text) is str for text in texts) or "avalanche-contrastive" not in content["versions"]:
-        raise CheckpointError(f"{path}: damaged or forged: its header lacks {wrong or 'names'}.")
-    if content["version"] != VERSION:
+    version, versions = content.get("version"), content.get("versions")
+    versions = versions if type(versions) is dict else {}
+    if type(version) is int and version != VERSION:  # the other fields may be other ones, too
         raise CheckpointError(
-            f"{path}: of format {content['version']}, written by avalanche-contrastive "
-            f"{content['versions']['avalanche-contrastive']}; this one reads format {VERSION}. "
-            f"{'Update it' if content['version'] > VERSION else 'Go on with that one, or start anew'}."
+            f"{path}: of format {version!r:.40}, written by avalanche-contrastive "
+            f"{versions.get('avalanche-contrastive')!s:.40}; this one reads format {VERSION}. "
+            f"{'Update it' if version > VERSION else 'Go on with that one, or start anew'}."
         )
+    wrong = [name for name, kind in HEADER.items() if type(content.get(name)) is not kind]
+    texts = [] if wrong else [*content["plugins"], *content["metrics"], *versions.values()]
+    if wrong or not all(type(text) is str for text in texts) or "avalanche-contrastive" not in versions:
+        raise CheckpointError(f"{path}: damaged or forged: its header lacks {wrong or 'names'}.")
     return content
 
 

@@ -107,7 +107,7 @@ def _datasets(given: Any) -> Iterator[Any]:
     else:
         raise ValueError(
             f"data must be an experience, a dataset, or a stream or list of these, got {type(given).__name__}. (Of a "
-            "benchmark, give one of its streams.)"
+            "benchmark, give one of its streams; of images and labels make a TensorDataset.)"
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 
-from avalanche_contrastive.plots.drawing import COLOURS, DASHES, HATCHES, MARKERS, Numbers, numbers
+from avalanche_contrastive.plots.drawing import COLOURS, DASHES, HATCHES, MARKERS, Numbers, check_named, numbers
 
 __all__ = ["plot_bias", "plot_curves"]
 
@@ -34,6 +34,7 @@ def plot_curves(
     Raises:
         ValueError: no curve, one that is neither (T,) nor (S, T), x of another length, or an unknown band.
     """
+    check_named("plot_curves", "curves", curves)
     if not curves or band not in ("std", "range"):
         raise ValueError(
             f"plot_curves: give one curve at least, and band 'std' or 'range'; got {len(curves)}, {band!r}."
@@ -42,11 +43,11 @@ def plot_curves(
     for index, (name, given) in enumerate(curves.items()):
         curve = numbers("plot_curves", repr(name), given)
         values = np.atleast_2d(curve)
-        places = np.arange(1, values.shape[-1] + 1) if x is None else np.asarray(x, dtype=float)
+        places = np.arange(1, values.shape[-1] + 1) if x is None else numbers("plot_curves", "x", x)
         if values.ndim != 2 or values.size == 0 or places.shape != values.shape[1:]:
             raise ValueError(
-                f"plot_curves: {name!r} must be (T,) or (S, T) with T places on x, got shape {curve.shape} for "
-                f"{places.shape[0]} places. Are all curves of the same experiences?"
+                f"plot_curves: {name!r} must be (T,) or (S, T) with T >= 1 places on x, got shape {curve.shape} for x "
+                f"of shape {places.shape}. Are all curves of the same experiences?"
             )
         mean = values.mean(axis=0)
         colour = COLOURS[index % len(COLOURS)]
@@ -83,10 +84,16 @@ def plot_bias(
     Raises:
         ValueError: no bar, or a share outside [0, 1].
     """
+    check_named("plot_bias", "predicted", predicted)
     runs = {name: np.atleast_1d(numbers("plot_bias", repr(name), values)) for name, values in predicted.items()}
-    shares = [true, *(share for values in runs.values() for share in values.ravel())]
-    if not runs or not all(values.ndim == 1 and len(values) for values in runs.values()):
-        raise ValueError("plot_bias: predicted must give each method one share or a list of some, and one at least.")
+    line = numbers("plot_bias", "true", true)
+    if not runs or line.ndim or not all(values.ndim == 1 and len(values) for values in runs.values()):
+        raise ValueError(
+            "plot_bias: predicted must give each method one share or a list of some, and one at least; true is one "
+            "share."
+        )
+    true = float(line)
+    shares = [true, *(share for values in runs.values() for share in values)]
     if not all(0 <= share <= 1 for share in shares):
         raise ValueError(f"plot_bias: shares must lie in [0, 1], got {min(shares)} to {max(shares)}.")
     for place, (name, values) in enumerate(runs.items()):

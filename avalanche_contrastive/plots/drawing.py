@@ -1,13 +1,14 @@
 """What the pictures share: colours, numbers from tensors and lists, matrices of cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from avalanche_contrastive._checks import came
 
 __all__ = [
     "COLOURS",
@@ -19,6 +20,7 @@ __all__ = [
     "Array",
     "Numbers",
     "as_matrix",
+    "check_named",
     "draw_cells",
     "name_ticks",
     "numbers",
@@ -38,21 +40,34 @@ def numbers(name: str, argument: str, x: Numbers) -> Array:
     """Numbers as numpy has them, from tensors of any type and device, and from lists of these.
 
     Raises:
-        ValueError: rows of unequal length.
+        ValueError: something else, or rows of unequal length.
     """
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    if not isinstance(x, (list, tuple)) or not x or not isinstance(x[0], (list, tuple, Tensor, np.ndarray)):
-        return np.asarray(x)
-    parts = [numbers(name, argument, part) for part in x]
-    if len({part.shape for part in parts}) > 1:
-        lengths = ", ".join(str(len(part)) if part.ndim else "1" for part in parts)
+    if isinstance(x, Tensor) and not x.is_meta and not x.is_quantized:
+        x = x.detach().to_dense().cpu()
+        x = (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
+    if isinstance(x, (list, tuple)) and any(isinstance(row, (list, tuple, Tensor, np.ndarray)) for row in x):
+        parts = [numbers(name, argument, part) for part in x]
+        if len({part.shape for part in parts}) > 1:
+            lengths = ", ".join(str(len(part)) if part.ndim else "1" for part in parts)
+            raise ValueError(
+                f"{name}: {argument} must have rows of one length, got {lengths}. Are some of the runs shorter? Leave "
+                "them out, or fill them up with nan."
+            )
+        return np.asarray(parts)
+    found = np.empty(0, dtype=object) if isinstance(x, Tensor) else np.asarray(x)
+    if found.dtype.kind not in "biuf":
+        given = came(x) if isinstance(x, Tensor) else repr(x)
         raise ValueError(
-            f"{name}: {argument} must have rows of one length, got {lengths}. Are some of the runs shorter? Leave them "
-            "out, or fill them up with nan."
+            f"{name}: {argument} must be numbers, got {given:.80}. Is something missing? nan stands for what was not "
+            "measured."
         )
-    return np.asarray(parts)
+    return found
+
+
+def check_named(name: str, argument: str, x: object) -> None:
+    """Refuse what is no dict of values by name."""
+    if not isinstance(x, Mapping):
+        raise ValueError(f"{name}: {argument} must be a dict of values by name, got {type(x).__name__}.")
 
 
 def as_matrix(name: str, argument: str, x: Numbers) -> Array:

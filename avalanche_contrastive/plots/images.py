@@ -134,10 +134,11 @@ def plot_retrieval(
     """
     named = {"queries": queries, "neighbours": neighbours, "correct": correct}
     q, n, right = (numbers("plot_retrieval", argument, x) for argument, x in named.items())
-    if q.ndim != 4 or q.shape[1] not in (1, 3) or n.shape[:1] + n.shape[2:] != q.shape or right.shape != n.shape[:2]:
+    is_images = q.ndim == 4 and q.size > 0 and q.shape[1] in (1, 3)
+    if not is_images or n.shape[:1] + n.shape[2:] != q.shape or right.shape != n.shape[:2]:
         raise ValueError(
-            "plot_retrieval: queries must be (Q, C, H, W) with C = 1 or 3, neighbours (Q, K, C, H, W) and correct "
-            f"(Q, K); got {q.shape}, {n.shape} and {right.shape}."
+            "plot_retrieval: queries must be (Q, C, H, W) with Q >= 1 and C = 1 or 3, neighbours (Q, K, C, H, W) and "
+            f"correct (Q, K); got {q.shape}, {n.shape} and {right.shape}."
         )
     if labels is not None and len(labels) != len(q):
         raise ValueError(f"plot_retrieval: labels must be one for each of {len(q)} queries, got {len(labels)}.")

@@ -13,6 +13,7 @@ from avalanche.evaluation.metrics.timing import TimePluginMetric
 from avalanche.training.storage_policy import ExemplarsBuffer, FeatureBasedExemplarsSelectionStrategy
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
 from avalanche_contrastive._torch import unwrapped
@@ -321,6 +322,8 @@ class Co2LPlugin(ReplayMethodPlugin):
 
 def _contrastive(model: torch.nn.Module) -> ContrastiveModel:
     model = unwrapped(model)
+    if isinstance(model, AveragedModel):  # an averaging plugin puts it into the model's place for an evaluation
+        model = unwrapped(model.module)
     if not isinstance(model, ContrastiveModel):
         raise TypeError(
             f"Co2L trains a ContrastiveModel, got {type(model).__name__}. Wrap the encoder: "

@@ -102,12 +102,14 @@ class Guards:
             ValueError: labels that are no integers, or not one per image.
         """
         x, y, *others = strategy.mbatch
-        rows = len(x) if isinstance(x, Tensor) else next((len(part) for part in tensors_in(x)), None)
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or rows not in (None, len(y)):
+        rows = [len(part) for part in tensors_in(x)[:1] if part.ndim > 0]
+        rows += [len(x)] if isinstance(x, (list, tuple)) else []  # of tensors (B, ...), or of B samples
+        is_right = isinstance(y, Tensor) and not y.is_floating_point() and y.ndim == 1
+        if not is_right or (rows and len(y) not in rows):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
-                f"({'B' if rows is None else rows},), one per image, got {came(y)}. Are they one-hot or mixed, or "
-                "given as floats? Then change them by a target transform."
+                f"({rows[0] if rows else 'B'},), one per image, got {came(y)}. Are they one-hot or mixed, "
+                "given as floats, or with an axis of their own? Then change them by a target transform."
             )
         y = y.long()
         codes = pair_codes(strategy.mb_task_id, y) if multi_head else y

@@ -1,13 +1,14 @@
 """The memory inside an experience's dataset: each exemplar once per epoch, mixed uniformly with the current images."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
-from avalanche.training.templates.base_sgd import BaseSGDTemplate
-from torch.utils.data import Dataset
+from avalanche.training.templates import base_sgd
+from torch.utils.data import Dataset, default_collate
 
 from avalanche_contrastive._checks import came
 
@@ -18,10 +19,10 @@ def mixed(name: str, current: AvalancheDataset[Any], memory: AvalancheDataset[An
     """The two datasets as one.
 
     Raises:
-        ValueError: their images are not of one size and type.
+        ValueError: their images are not of one size and type, as torch's own collation needs them.
     """
     ours, stored = current[0], memory[0]
-    if came(ours[0]) != came(stored[0]):
+    if current.collate_fn is default_collate and came(ours[0]) != came(stored[0]):  # others may pad them, for example
         raise ValueError(
             f"{name}: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
             "one batch holds both. Give all experiences samples of one size and type, by a transform."
@@ -53,29 +54,25 @@ def load_uniformly(strategy: Any) -> None:
     their number. It is made right after the datasets are adapted, and cannot be replaced later: by then it has failed.
     """
     labels = getattr(strategy.adapted_dataset, "targets_task_labels", None)
-    avalanches = type(strategy).make_train_dataloader is BaseSGDTemplate.make_train_dataloader
-    if hasattr(strategy.experience, "task_labels") and labels is not None and len(labels.uniques) > 1 and avalanches:
-        strategy.make_train_dataloader = partial(_make_train_dataloader, strategy)
+    if labels is not None and len(labels.uniques) > 1:
+        strategy.make_train_dataloader = partial(_make_train_dataloader, strategy, strategy.make_train_dataloader)
 
 
-def _make_train_dataloader(
-    strategy: Any,
-    num_workers: int = 0,
-    shuffle: bool = True,
-    pin_memory: bool | None = None,
-    persistent_workers: bool = False,
-    drop_last: bool = False,
-    **kwargs: Any,
-) -> None:
-    """``BaseSGDTemplate.make_train_dataloader`` for once, with the loader that Avalanche has for a single group."""
+def _make_train_dataloader(strategy: Any, make: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The strategy's own ``make_train_dataloader``, for once with the loader that Avalanche has for a single group.
+
+    A method of the user's may call Avalanche's in the middle, so the loader's name is all that can be exchanged.
+    """
     del strategy.make_train_dataloader
-    arguments = strategy._obtain_common_dataloader_parameters(
-        batch_size=strategy.train_mb_size,
-        num_workers=num_workers,
-        shuffle=shuffle,
-        pin_memory=pin_memory,
-        persistent_workers=persistent_workers,
-        drop_last=drop_last,
-        **{name: kwargs[name] for name in ("ffcv_args",) if name in kwargs},
-    )
-    strategy.dataloader = SingleDatasetDataLoader(strategy.adapted_dataset, **arguments)
+    if strategy.make_train_dataloader != make:  # not a method of its class, but put there by the user
+        strategy.make_train_dataloader = make
+    usual = base_sgd.TaskBalancedDataLoader
+    base_sgd.TaskBalancedDataLoader = _of_one_group
+    try:
+        make(*args, **kwargs)
+    finally:
+        base_sgd.TaskBalancedDataLoader = usual
+
+
+def _of_one_group(data: Any, *, oversample_small_groups: bool, **arguments: Any) -> SingleDatasetDataLoader:
+    return SingleDatasetDataLoader(data, **arguments)

@@ -16,6 +16,8 @@ from avalanche_contrastive.tasks import pair_codes
 
 __all__ = ["ReadOutRefit"]
 
+PLAIN = (bool, int, float, str)  # values that layers keep outside of tensors
+
 
 class ReadOutRefit:
     """Fits the read-out to the experience's images and the memory, whenever it is asked and the model is another one.
@@ -37,7 +39,7 @@ class ReadOutRefit:
         self.balance, self.augment = balance, augment
         self.datasets: list[Any] = []
         self._experience: Any = None  # the latest
-        self._fitted_for: tuple[int, str] | None = None  # the model, and all its values
+        self._fitted_for: tuple[int, str, str] | None = None  # the model, and all its values
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a saved read-out is that of the saved model."""
@@ -149,14 +151,16 @@ def _embedded(
     return features, y
 
 
-def _state_of(model: ContrastiveModel) -> tuple[int, str]:
+def _state_of(model: ContrastiveModel) -> tuple[int, str, str]:
     """What the read-out depends on: all values of the model but those of the read-out's unfitted columns."""
-    tensors = [value for name, value in model.state_dict().items() if not name.startswith("readout.")]
+    modules = [module for name, module in model.named_modules() if not name.startswith("readout")]
+    tensors = [x for module in modules for x in (*module.parameters(False), *module.buffers(False))]
+    plain = [(k, v) for module in modules for k, v in vars(module).items() if isinstance(v, PLAIN) and k != "training"]
     heads: list[Any] = (
         list(model.readout.heads.values()) if isinstance(model.readout, TaskReadOuts) else [model.readout]
     )
     fitted = [part[head.fitted > 0] for head in heads for part in (head.weight, head.bias)]
-    return id(model), digest([*tensors, *fitted])
+    return id(model), digest([*tensors, *fitted]), repr(plain)
 
 
 def _of_task(data: Any, task: int) -> Any:

@@ -1,5 +1,7 @@
 """Folders of photographs as people have them: sizes, orientations, transparency, other files; what is said of it."""
 
+import os
+import random
 import re
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from avalanche_contrastive.bench import cli, files
+from avalanche_contrastive.bench.data.images import decode, header_of
 from avalanche_contrastive.bench.data.own import LARGEST, load_own
 from avalanche_contrastive.bench.data.streams import make_stream
 
@@ -82,6 +85,12 @@ def test_a_size_is_refused_where_it_means_nothing(tmp_path):
         make_stream("split_digits", 0, image_size=8)
 
 
+@pytest.mark.parametrize("image_size", [-1, 2.5, True, "8", None])
+def test_a_size_that_is_no_whole_number_is_named(tmp_path, image_size):
+    with pytest.raises(ValueError, match=f"image_size must be a whole number >= 0, got {image_size!r}"):
+        load_own(str(folder(tmp_path, [(8, 8)] * 6)), image_size)
+
+
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -119,6 +128,59 @@ def test_what_is_left_out_is_said(tmp_path):
     assert "of 1 images with several frames the first is taken" in note
     assert "files left out: 1 .csv, 1 .gif, 2 .heic, 1 no extension (read: .jpg, .jpeg, .png" in note
     assert note in make_stream("own", 0, data=str(root)).description
+
+
+def test_hidden_images_are_left_out_for_systems_and_tools_make_them(tmp_path):
+    root = folder(tmp_path, [(16, 16)] * 6)
+    expected = load_own(str(root))
+    (root / "cat" / "._0.png").write_bytes(b"what macOS adds to archives")
+    photo(root / "cat" / ".ipynb_checkpoints" / "0.png")
+    photo(root / ".cache" / "0.png")
+    arrays = load_own(str(root))
+    assert arrays.train_y.tolist() == expected.train_y.tolist()
+    assert "files left out: 3 .png" in arrays.note
+
+
+def test_parts_may_be_written_in_capitals(tmp_path):
+    for part in ("Train", "TEST", "Val"):
+        folder(tmp_path / part, [(8, 8)] * 2)
+    arrays = load_own(str(tmp_path))
+    assert arrays.class_names == ("cat", "dog")
+    assert len(arrays.train_x) == len(arrays.test_x) == 4
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "Test", "extra"), ("images", "more")])
+def test_folders_of_folders_are_no_classes(tmp_path, names):
+    for name in names:
+        folder(tmp_path / name, [(8, 8)] * 6)
+    with pytest.raises(ValueError, match=r"holds folders, as a part of the images would. Parts are train/ and test/"):
+        load_own(str(tmp_path))
+
+
+def test_a_name_that_is_no_text_can_be_written_all_the_same(tmp_path):
+    root = folder(tmp_path, [(8, 8)] * 6)
+    os.rename(root / "cat", os.path.join(os.fsencode(root), b"\xff"))
+    assert load_own(str(root)).class_names == ("dog", "?")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".webp", ".bmp"])
+def test_damaged_images_are_named(tmp_path, suffix):
+    """Whatever the reader of the format makes of the damage."""
+    draw, image, errors = random.Random(0), tmp_path / f"a{suffix}", []
+    photo(image, (12, 12))
+    data = image.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(draw.randint(1, 6)):
+            damaged[draw.randrange(len(data))] = draw.randrange(256)
+        image.write_bytes(damaged)
+        try:
+            header_of(image)
+            decode([image], 3, (8, 8))
+        except ValueError as error:
+            errors.append(str(error))
+    assert len(errors) > 10
+    assert all(str(image) in error for error in errors)
 
 
 @pytest.mark.parametrize("few", [1, 2])

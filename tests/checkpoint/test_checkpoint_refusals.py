@@ -129,6 +129,19 @@ def test_a_newer_format(saved, tmp_path):
     refused(build("CSD"), tmp_path / "new.pt", CheckpointError, f"of format {checkpoint.VERSION + 1}.* Update it")
 
 
+@pytest.mark.parametrize("layout", ["the same fields", "other fields", "only the version"])
+def test_an_older_format_is_named_whatever_else_is_in_the_file(saved, tmp_path, layout):
+    """Its fields may be other ones, and that is no damage."""
+    content = torch.load(saved / "CSD.pt", weights_only=True) | {"version": checkpoint.VERSION - 1}
+    if layout == "other fields":
+        content = {name: value for name, value in content.items() if name not in ("state", "optimizers")} | {"root": 0}
+    elif layout == "only the version":
+        content = {name: content[name] for name in ("format", "version")}
+    torch.save(content, tmp_path / "old.pt")
+    words = f"of format {checkpoint.VERSION - 1}, written by.*reads format {checkpoint.VERSION}. Go on with that one"
+    refused(build("CSD"), tmp_path / "old.pt", CheckpointError, words)
+
+
 @pytest.mark.parametrize("change", ["no such kind", "no such class", "a function of os", "a part is missing", "a loop"])
 def test_forged_content(saved, tmp_path, change):
     """Names of classes outside the known packages, and what no ``save`` writes."""

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.hostile import attempt, content_of, differing, in_bytes, mutated, snapshot, values_in
-from helpers.resuming import METHODS, build, go_on
-from helpers.streams import make_benchmark
+from helpers.resuming import METHODS, build, saved_files
 
 from avalanche_contrastive import checkpoint
 
@@ -18,12 +17,8 @@ SECONDS = 5.0  # of a busy machine; a bomb would take minutes
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A checkpoint of each method after two experiences, and its content."""
-    folder = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
-    for name in METHODS:
-        go_on(build(name), make_benchmark("A", per_class=6), 0, 2, folder / f"{name}.pt")
-        checkpoint.restore(build(name), folder / f"{name}.pt")  # whatever is imported late, is now
-    return {name: ((folder / f"{name}.pt").read_bytes(), content_of(folder / f"{name}.pt")) for name in METHODS}
+    files = saved_files(tmp_path_factory.mktemp("saved"))
+    return {name: (path.read_bytes(), content_of(path)) for name, path in files.items()}
 
 
 def restored_state(strategy):

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.hostile import attempt, content_of, nodes_of
-from helpers.resuming import METHODS, build, go_on
-from helpers.streams import make_benchmark
+from helpers.resuming import METHODS, build, saved_files
 
 from avalanche_contrastive import checkpoint
 
@@ -16,12 +15,7 @@ NEW = 10**6  # a number that no node of a file has
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
     """The content of a checkpoint of each method, after two experiences."""
-    folder = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
-    for name in METHODS:
-        go_on(build(name), make_benchmark("A", per_class=6), 0, 2, folder / f"{name}.pt")
-        checkpoint.restore(build(name), folder / f"{name}.pt")  # whatever is imported late, is now
-    return {name: content_of(folder / f"{name}.pt") for name in METHODS}
+    return {name: content_of(path) for name, path in saved_files(tmp_path_factory.mktemp("saved")).items()}
 
 
 def object_of(content, name):
@@ -64,8 +58,9 @@ def test_a_header_that_is_missing_or_of_another_type(contents, field, wrong, tmp
 HEADERS = {
     "versions without ours": lambda c: c["versions"].pop("avalanche-contrastive"),
     "a version that is no text": lambda c: c["versions"].update(torch=2),
-    "an older format": lambda c: c.update(version=1),
-    "a newer format": lambda c: c.update(version=3),
+    "an older format": lambda c: c.update(version=checkpoint.VERSION - 1),
+    "a newer format": lambda c: c.update(version=checkpoint.VERSION + 1),
+    "a format of 2^1900": lambda c: c.update(version=2**1900),
     "less done": lambda c: c.update(done=1),
     "more done": lambda c: c.update(done=3),
     "done is negative": lambda c: c.update(done=-2),

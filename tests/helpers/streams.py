@@ -76,3 +76,8 @@ def make_encoder(width=16):
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+
+
+def noise(x):
+    """An augmentation of any samples."""
+    return x + 0.1 * torch.randn_like(x)

@@ -11,8 +11,9 @@ from avalanche.benchmarks import split_online_stream
 from avalanche.models import IncrementalClassifier
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
-from helpers.streams import make_benchmark, make_encoder
+from helpers.streams import digits, make_benchmark, make_encoder
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from avalanche_contrastive import CSD, SimplexClassifier
 from avalanche_contrastive.checkpoint import restore, save
@@ -413,6 +414,22 @@ def embedded(strategy, stream):
     with torch.no_grad():
         features = strategy.model[0].eval()(torch.stack([row[0] for row in rows]))
     return features, torch.tensor([row[1] for row in rows])
+
+
+@pytest.mark.parametrize("flavour", ["A", "B", "C"])
+@pytest.mark.parametrize("kind", [Naive, CSD])
+def test_a_data_set_of_images_and_labels_is_as_good_as_a_stream(kind, flavour):
+    """It has no task labels, which the strategy's forward pass asks for on a stream that has some."""
+    matrices, (_, test) = [], digits(10)
+    for plain in (False, True):
+        torch.manual_seed(0)
+        benchmark = make_benchmark(flavour, per_class=10)
+        metrics = compatibility_metrics(query=TensorDataset(*test) if plain else benchmark.test_stream)
+        strategy = make_strategy(metrics, kind=kind)
+        for experience in benchmark.train_stream[:3]:
+            strategy.train(experience, eval_streams=[])
+        matrices.append(metrics[0].matrix)
+    torch.testing.assert_close(*matrices, equal_nan=True)
 
 
 @pytest.mark.parametrize("score", SCORES)

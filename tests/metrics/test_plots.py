@@ -290,6 +290,8 @@ def test_coloured_images(axes):
 
 
 TYPES = {
+    "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "sparse": lambda x: x.to_sparse(),
     "bfloat16": lambda x: x.bfloat16(),
     "float16": lambda x: x.half(),
     "with a graph": lambda x: x.clone().requires_grad_(),
@@ -330,7 +332,10 @@ BAD = {
     "a count below zero": (lambda a: plot_task_confusion(a, [[-1]]), r"numbers >= 0"),
     "no curve": (lambda a: plot_curves(a, {}), r"one curve at least.*got 0"),
     "a band": (lambda a: plot_curves(a, {"a": [1]}, band="ci"), r"band 'std' or 'range'; got 1, 'ci'"),
-    "other places": (lambda a: plot_curves(a, {"a": [1, 2]}, x=[1]), r"'a' must be \(T,\).*\(2,\) for 1 places"),
+    "other places": (
+        lambda a: plot_curves(a, {"a": [1, 2]}, x=[1]),
+        r"'a' must be \(T,\).*\(2,\) for x of shape \(1,\)",
+    ),
     "a cube": (lambda a: plot_curves(a, {"a": torch.ones(2, 2, 2)}), r"'a' must be \(T,\) or \(S, T\)"),
     "no bar": (lambda a: plot_bias(a, {}, 0.2), r"one at least"),
     "no share": (lambda a: plot_bias(a, {"a": []}, 0.2), r"one share or a list"),
@@ -351,13 +356,39 @@ BAD = {
     ),
     "curves of unequal length": (
         lambda a: plot_curves(a, {"a": [1, 2], "b": [1, 2, 3]}, x=[1, 2]),
-        r"'b' must be.*\(3,\) for 2 places. Are all curves of the same experiences",
+        r"'b' must be.*\(3,\) for x of shape \(2,\). Are all curves of the same experiences",
     ),
     "bars of unequal runs": (lambda a: plot_bias(a, {"a": [[0.1], [0.2, 0.3]]}, 0.2), r"'a' must have rows.*1, 2"),
     "rows of unequal length": (
         lambda a: plot_matrix(a, [[1, 2], [3]]),
         r"matrix must have rows of one length, got 2, 1",
     ),
+    "runs that are empty": (lambda a: plot_curves(a, {"a": [[], []]}), r"'a' must be.*T >= 1.*shape \(2, 0\)"),
+    "a run that is empty": (
+        lambda a: plot_curves(a, {"a": [[], [1.0]]}),
+        r"'a' must have rows of one length, got 0, 1",
+    ),
+    "a run of nothing": (lambda a: plot_curves(a, {"a": [None, [1.0]]}), r"'a' must be numbers, got None.*nan stands"),
+    "nothing in a run": (lambda a: plot_curves(a, {"a": [0.1, None]}), r"'a' must be numbers, got \[0.1, None\]"),
+    "a run that is a text": (lambda a: plot_curves(a, {"a": "0.5"}), r"'a' must be numbers, got '0.5'"),
+    "texts in a run": (
+        lambda a: plot_bias(a, {"a": ["0.5", "nan"]}, 0.2),
+        r"'a' must be numbers, got \['0.5', 'nan'\]",
+    ),
+    "complex numbers": (lambda a: plot_matrix(a, torch.eye(2) * 1j), r"matrix must be numbers, got"),
+    "a tensor without values": (
+        lambda a: plot_matrix(a, torch.ones(2, 2, device="meta")),
+        r"numbers, got.*float32.*\(2, 2",
+    ),
+    "nothing in a matrix": (lambda a: plot_matrix(a, [[0.1, None]]), r"matrix must be numbers, got \[0.1, None\]"),
+    "places that are texts": (lambda a: plot_curves(a, {"a": [1, 2]}, x=["1", "2"]), r"plot_curves: x must be numbers"),
+    "one place": (lambda a: plot_curves(a, {"a": [1, 2]}, x=1), r"got shape \(2,\) for x of shape \(\)"),
+    "curves without names": (lambda a: plot_curves(a, [[0.1]]), r"curves must be a dict of values by name, got list"),
+    "bars without names": (lambda a: plot_bias(a, torch.ones(2), 0.1), r"predicted must be a dict.*got Tensor"),
+    "bars of nothing": (lambda a: plot_bias(a, {"a": []}, 0.1), r"one share or a list of some, and one at least"),
+    "no true share": (lambda a: plot_bias(a, {"a": 0.1}, None), r"plot_bias: true must be numbers, got None"),
+    "two true shares": (lambda a: plot_bias(a, {"a": 0.1}, [0.1, 0.2]), r"true is one share"),
+    "no queries": (lambda a: plot_retrieval(a, X4[:0], X4[None][:0], torch.ones(0, 4)), r"Q >= 1"),
     "other labels": (lambda a: plot_retrieval(a, X4[:1], X4[None], [[1] * 4], labels=[]), r"labels.*1 queries, got 0"),
 }
 

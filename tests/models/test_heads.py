@@ -11,7 +11,7 @@ from avalanche.models import MTSimpleMLP, MultiHeadClassifier, MultiTaskModule, 
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ParametricBuffer, ReservoirSamplingBuffer
-from helpers.streams import ORDER, head_benchmark, make_benchmark, make_encoder
+from helpers.streams import ORDER, head_benchmark, make_benchmark, make_encoder, noise
 from torch import nn
 
 from avalanche_contrastive import (
@@ -26,10 +26,6 @@ from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.metrics import retrieval_metrics
 from avalanche_contrastive.plugins.multihead import PastHeads
 from avalanche_contrastive.tasks import by_head
-
-
-def noise(x):
-    return x + 0.1 * torch.randn_like(x)
 
 
 def split_model():

@@ -16,6 +16,7 @@ from avalanche.logging import InteractiveLogger, TextLogger
 from avalanche.models import MTSimpleMLP, SimpleMLP
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from helpers.streams import noise
 from sklearn.datasets import make_classification
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -30,10 +31,6 @@ from avalanche_contrastive import (
     MTContrastiveModel,
     SSILPlugin,
 )
-
-
-def noise(x):
-    return x + 0.1 * torch.randn_like(x)
 
 
 def toy_benchmark(*, task_labels):

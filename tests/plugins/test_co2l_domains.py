@@ -15,7 +15,7 @@ from avalanche.benchmarks import (
     with_task_labels,
 )
 from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
-from avalanche.benchmarks.utils.data_loader import ReplayDataLoader, TaskBalancedDataLoader
+from avalanche.benchmarks.utils.data_loader import ReplayDataLoader, SingleDatasetDataLoader, TaskBalancedDataLoader
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
@@ -49,9 +49,9 @@ def co2l(**options):
     return Co2LPlugin(**{"mem_size": MEMORY, "augmentation": AUGMENT, "readout_lr": 0.1, **options})
 
 
-def naive(plugins, **options):
+def naive(plugins, loop=Naive, **options):
     model = ContrastiveModel(make_encoder(), 16, 8)
-    return Naive(
+    return loop(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         plugins=plugins,
@@ -334,11 +334,33 @@ def test_the_parts_of_an_online_domain_are_no_repetition():
     assert len(strategy.plugins[0].ledger) == 2
 
 
+class OwnLoader(Naive):
+    """Changes an argument of the loader, as Avalanche's documentation has it."""
+
+    def make_train_dataloader(self, **kwargs):
+        super().make_train_dataloader(**{**kwargs, "drop_last": True})
+
+
+def test_a_loader_that_the_user_has_put_on_the_object_is_used_in_every_experience():
+    strategy, made = naive([co2l()], train_mb_size=2), []
+
+    def make_train_dataloader(**kwargs):
+        Naive.make_train_dataloader(strategy, **kwargs)
+        made.append(type(strategy.dataloader))
+
+    strategy.make_train_dataloader = make_train_dataloader
+    for experience in rotated_digits(4).train_stream:
+        strategy.train(experience)
+    assert made == [TaskBalancedDataLoader, *[SingleDatasetDataLoader] * 3]
+    assert strategy.make_train_dataloader is make_train_dataloader
+
+
+@pytest.mark.parametrize("loop", [Naive, OwnLoader])
 @pytest.mark.parametrize("domains", [False, True])
-def test_batches_may_be_smaller_than_the_number_of_domains(domains):
+def test_batches_may_be_smaller_than_the_number_of_domains(domains, loop):
     """Avalanche's loader for a stream with task labels takes none that are; ours mixes the union as ever."""
     rows, stream = Rows(), rotated_digits(4).train_stream
-    strategy = naive([co2l(domains=domains), rows], train_mb_size=2)
+    strategy = naive([co2l(domains=domains), rows], loop, train_mb_size=2)
     for number, experience in enumerate(stream):
         rows.epochs.clear()
         strategy.train(experience)

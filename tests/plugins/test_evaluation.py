@@ -12,6 +12,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from helpers.streams import head_benchmark, make_benchmark, make_encoder
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from avalanche_contrastive import BatchAugmentation, Co2LPlugin, ContrastiveModel, CSDPlugin, SSILPlugin
 from avalanche_contrastive.plugins import refit
@@ -126,6 +127,76 @@ def test_weights_that_another_call_has_written_have_a_read_out_of_their_own():
     strategy.model.readout.fitted.fill_(False)  # as the state of an untrained model does
     strategy.eval(benchmark.test_stream[:1])
     assert look.right == [True] * 3
+
+
+class Lends(SupervisedPlugin):
+    """Puts torch's averaged model into the model's place for an evaluation."""
+
+    def __init__(self, averaged):
+        super().__init__()
+        self.averaged = averaged
+
+    def after_update(self, strategy, **kwargs):
+        self.averaged.update_parameters(strategy.model)
+
+    def before_eval(self, strategy, **kwargs):
+        self.own, strategy.model = strategy.model, self.averaged.eval()
+
+    def after_eval(self, strategy, **kwargs):
+        strategy.model = self.own
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_torchs_averaged_model_may_stand_in_the_models_place(first):
+    benchmark = make_benchmark()
+    model = ContrastiveModel(make_encoder(), 16, 8, num_classes=10)
+    lends = Lends(AveragedModel(model, use_buffers=True))
+    strategy = build("co2l", [lends], first=first)
+    strategy.model, strategy.optimizer = model, torch.optim.SGD(model.parameters(), lr=0.01)
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+        strategy.eval(benchmark.test_stream[:2])
+    assert strategy.model is model
+    averaged, plugin = lends.averaged.module, next(p for p in strategy.plugins if isinstance(p, Co2LPlugin))
+    parts = [embed_dataset(averaged, d, batch_size=50, device="cpu") for d in plugin.refit.datasets]
+    features, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    classes, weight, _ = fit_linear(features, y, epochs=5)
+    assert torch.equal(averaged.readout.weight[classes], weight)
+    assert not torch.equal(averaged.readout.weight, model.readout.weight)
+
+
+class Shifted(nn.Module):
+    """An encoder with a value that no state dict holds as a tensor: a number, or a buffer that is not saved."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.inner = make_encoder()
+        if kind == "buffer":
+            self.register_buffer("shift", torch.zeros(1), persistent=False)
+        else:
+            self.shift = 0.0
+
+    def get_extra_state(self):
+        return {"kind": "anything"}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return self.inner(x + self.shift)
+
+
+@pytest.mark.parametrize("kind", ["number", "buffer"])
+def test_values_outside_of_the_state_dict_count_too(kind):
+    look, benchmark = ReadOut(), make_benchmark()
+    strategy = build("co2l", [look])
+    strategy.model.encoder = encoder = Shifted(kind)
+    strategy.optimizer.param_groups[0]["params"] = list(strategy.model.parameters())
+    strategy.train(benchmark.train_stream[0])
+    for _ in range(2):
+        encoder.shift += 0.5
+        strategy.eval(benchmark.test_stream[:1])
+    assert look.right == [True] * 2
 
 
 def test_a_model_that_stands_still_is_fitted_once(monkeypatch):

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, with_classes_timeline
@@ -13,7 +14,7 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import SupervisedPlugin
-from helpers.streams import Images, digits, make_benchmark, make_encoder
+from helpers.streams import Images, digits, make_benchmark, make_encoder, noise
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,10 +25,6 @@ from avalanche_contrastive.readout import fit_linear
 
 METHODS = ("co2l", "ssil", "csd")
 every_method = pytest.mark.parametrize("method", METHODS)
-
-
-def noise(x):
-    return x + 0.1 * torch.randn_like(x)
 
 
 def plugin_for(method, **options):
@@ -116,6 +113,15 @@ class TupleInput(Naive):
         return self.model(self.mb_x[1])
 
 
+class ListInput(Naive):
+    """Batches as lists of samples, as detection has them."""
+
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        x, *others = self.mbatch
+        self.mbatch = [list(x), *others]
+
+
 class Prepared(Naive):
     """A forward pass that makes something of the batch first."""
 
@@ -131,6 +137,7 @@ CLASSIFIERS = {
     "a dictionary of outputs": (DictionaryOutput, gives(lambda z: {"aux": z.sum(), "logits": z})),
     "a tuple of outputs": (TupleOutput, gives(lambda z: (z.sum(), z))),
     "a dictionary for the model": (WholeDictionary, lambda m: Wrapped(m, lambda x: x["image"], lambda z: z)),
+    "a list of samples for the model": (ListInput, lambda m: Wrapped(m, torch.stack, lambda z: z)),
 }
 LOOPS = {
     "an image out of a dictionary": (DictionaryInput, lambda model: model),
@@ -252,9 +259,10 @@ def test_labels_of_any_integer_type(method, dtype):
     assert torch.equal(weights, expected)
 
 
+@pytest.mark.parametrize("kind", [bool, np.bool_])
 @every_method
-def test_labels_that_are_true_or_false(method):
-    _, weights = trained(method, benchmark=labelled(lambda y: y > 5, parts=1))
+def test_labels_that_are_true_or_false(method, kind):
+    _, weights = trained(method, benchmark=labelled(lambda y: kind(y > 5), parts=1))
     _, expected = trained(method, benchmark=labelled(lambda y: int(y > 5), parts=1))
     assert torch.equal(weights, expected)
 
@@ -270,6 +278,7 @@ WRONG_LABELS = {
         lambda y: "cat" if y > 5 else "dog",
         r"must be whole numbers, but this experience has '(cat|dog)'.*names",
     ),
+    "an axis of their own": (lambda y: torch.tensor([y]), r"of shape \(12, 1\)\. Are they .* an axis of their own"),
     "one-hot": (lambda y: torch.eye(10, dtype=torch.long)[y], r"one per image, got torch.int64 of shape \(12, 10\)"),
 }
 
@@ -278,7 +287,7 @@ WRONG_LABELS = {
 @every_method
 def test_labels_that_are_no_class_ids(method, kind):
     change, message = WRONG_LABELS[kind]
-    benchmark = labelled(change, parts=1) if kind != "one-hot" else labelled_otherwise(change)
+    benchmark = labelled_otherwise(change) if kind in ("one-hot", "an axis of their own") else labelled(change, parts=1)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         trained(method, benchmark=benchmark)
 
@@ -347,13 +356,14 @@ class Collated(Naive):
 
 
 @pytest.mark.parametrize("task_labels", [True, False])
-@pytest.mark.parametrize("method", ["ssil", "csd", "co2l rows"])
+@pytest.mark.parametrize("method", ["ssil", "csd", "co2l", "co2l rows"])
 def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, task_labels):
     """Padded to the longest of the whole batch, which may be a replayed one."""
     RNGManager.set_random_seeds(0)
     body = nn.Sequential(Mean(), nn.Linear(2, 16), nn.ReLU())
     model = ContrastiveModel(body, 16, 8) if "co2l" in method else nn.Sequential(body, nn.Linear(16, 4))
-    plugin = Co2LPlugin(mem_size=8, augmentation=torch.clone, batch_size_mem=4, readout_epochs=2)
+    rows = 4 if "rows" in method else None
+    plugin = Co2LPlugin(mem_size=8, augmentation=torch.clone, batch_size_mem=rows, readout_epochs=2)
     plugin = plugin if "co2l" in method else plugin_for(method)
     shapes = []
 
@@ -375,8 +385,8 @@ def test_samples_of_unequal_size_are_collated_together_with_the_memory(method, t
     for experience in benchmark.train_stream:
         strategy.train(experience)
     strategy.eval(benchmark.test_stream)
-    rows = {"ssil": 12, "csd": 4, "co2l rows": 8}[method]
-    assert [size for size, _ in shapes] == [4] * 30 + [rows] * 30
+    second = {"ssil": [12] * 30, "csd": [4] * 30, "co2l": [4] * 40, "co2l rows": [8] * 30}[method]
+    assert [size for size, _ in shapes] == [4] * 30 + second
     assert all(fits for _, fits in shapes)
 
 

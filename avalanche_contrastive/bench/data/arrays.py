@@ -136,7 +136,7 @@ def check_classes(where: str, labels: Mapping[str, Array], *, what: str = "label
     (first, train), *others = labels.items()
     found = np.unique(train)
     if len(found) < 2:
-        raise ValueError(f"{where}: {first} have a single {what}, {found.tolist()}; at least two are needed.")
+        raise ValueError(f"{where}: a single {what} in {first}, {found.tolist()}; at least two are needed.")
     if found[-1] >= len(found):
         missing = np.setdiff1d(np.arange(min(int(found[-1]), len(found) + SHOWN)), found)
         hint = " They start at 1: subtract 1." if missing.tolist() == [0] else ""

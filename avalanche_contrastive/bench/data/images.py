@@ -46,7 +46,7 @@ def header_of(path: Any) -> Header:
             lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
             transparent = mode.endswith(("A", "a")) or "transparency" in image.info
             moving = getattr(image, "n_frames", 1) > 1
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers fail on damage in many ways
         raise ValueError(f"{path}: not a readable image: {error}") from error
     if mode.startswith(DEEP):
         raise ValueError(f"{path}: an image of more than eight bits (mode {mode}); convert it to eight bits first.")
@@ -78,7 +78,7 @@ def decode(paths: Sequence[Any], channels: int, size: Size) -> Array:
         try:
             with _opened(path) as opened:
                 image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's readers fail on damage in many ways
             raise ValueError(f"{path}: not a readable image: {error}") from error
         row[...] = np.asarray(image if image.size == size else ImageOps.fit(image, size)).reshape(row.shape)
     return decoded

@@ -12,6 +12,7 @@ import torch
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped, unused-ignore]
 from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped, unused-ignore]
 
+from avalanche_contrastive._checks import check_count
 from avalanche_contrastive.bench.data.arrays import (
     PARTS,
     Array,
@@ -41,8 +42,9 @@ def load_own(path: str, image_size: int = 0) -> Arrays:
         image_size: side that all images of a folder get; 0: see `load_folder`.
 
     Raises:
-        ValueError: there is nothing, or it is not as described in `load_npz` and `load_folder`.
+        ValueError: there is nothing, or it is not as described in `load_npz` and `load_folder`; a size that is none.
     """
+    check_count("the images' data", 0, image_size=image_size)
     if not path:
         raise ValueError("the stream 'own' needs `data`: the path of a .npz file or of a folder of images.")
     found = Path(path).expanduser()
@@ -58,12 +60,22 @@ def load_own(path: str, image_size: int = 0) -> Arrays:
 
 
 class _Folders(ImageFolder):
-    """torchvision's folder of class folders, hidden ones left out."""
+    """torchvision's folder of class folders; hidden files and folders are left out: systems and tools make them."""
+
+    def __init__(self, root: Path) -> None:
+        def is_image(path: str) -> bool:
+            return path.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(Path(path), root)
+
+        super().__init__(str(root), is_valid_file=is_image)
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
         """Names of the class folders, and their numbers."""
         names = _folders(Path(directory))
         return names, {name: number for number, name in enumerate(names)}
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _folders(path: Path) -> list[str]:
@@ -90,8 +102,9 @@ def _check_links(root: Path) -> None:
 def load_folder(path: Path, image_size: int = 0) -> Arrays:
     """Read `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (optional `val/...`), or `CLASS/IMAGE`.
 
-    train/ and test/ are parts where both are there, and beside them at most one of val/, valid/ and validation/. In any
-    other company, such as car/ and train/ without test/, they are classes like the others, and must hold images.
+    train/ and test/ (in small or capital letters) are parts where both are there, and beside them at most one of val/,
+    valid/ and validation/. In any other company, such as car/ and train/ without test/, they are classes like the
+    others, and must hold images.
 
     Without test images of its own a folder is split, a fifth of each class for the test, always the same way. Images
     are grey if all of them are, else all are in colour. If they differ in size, each is scaled and its middle cut out
@@ -117,7 +130,8 @@ def load_folder(path: Path, image_size: int = 0) -> Arrays:
     files = {part: [name for name, _ in folder.samples] for part, folder in folders.items()}
     y = {part: np.asarray(folder.targets, dtype=np.int64) for part, folder in folders.items()}
     left_out = _left_out(places.values(), files.values())
-    return assembled(str(path), files, y, tuple(classes), image_size, notes=[left_out])
+    names = tuple(name.encode(errors="replace").decode() for name in classes)  # some systems know no UTF-8
+    return assembled(str(path), files, y, names, image_size, notes=[left_out])
 
 
 def assembled(
@@ -193,23 +207,26 @@ def _left_out(places: Iterable[Path], read: Iterable[Sequence[str]]) -> str:
         for place in places
         for folder, _, names in os.walk(place, followlinks=True)
         for name in names
-        if not name.startswith(".") and not any(part.startswith(".") for part in Path(folder).relative_to(place).parts)
+        if name.lower().endswith(IMG_EXTENSIONS) or not _is_hidden(Path(folder, name), place)
     ]
     counts = Counter(path.suffix.lower() or "no extension" for path in found if os.fspath(path) not in known)
     if not counts:
         return ""
     listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
-    return f"files left out: {listed} (read: {', '.join(IMG_EXTENSIONS)}, in the folder of a class)"
+    return f"files left out: {listed} (read: {', '.join(IMG_EXTENSIONS)}, in the folder of a class, not hidden)"
 
 
 def _part_folders(path: Path) -> dict[str, Path]:
     """The folder of each part, of PARTS; or "all", where the folders are classes."""
     names = _folders(path)
-    validation = [name for name in names if name in VALIDATION]
-    parts = [name for name in names if name in ("train", "test", *VALIDATION)]
-    if {"train", "test"} <= set(names) and parts == names and len(validation) < 2:
-        return dict(zip(PARTS, (path / name for name in ("train", "test", *validation)), strict=False))
-    nested = [name for name in parts if _folders(path / name)]
+    places = {name.lower(): path / name for name in names}
+    validation = [name for name in places if name in VALIDATION]
+    parts = [name for name in places if name in ("train", "test", *VALIDATION)]
+    if {"train", "test"} <= set(parts) and len(parts) == len(names) and len(validation) < 2:
+        return dict(zip(PARTS, (places[name] for name in ("train", "test", *validation)), strict=False))
+    nested = [place.name for name, place in places.items() if name in parts and _folders(place)]
+    if not nested and all(map(_holds_only_folders, places.values())):
+        nested = names
     if nested:
         raise ValueError(
             f"{path}: {nested[0]}/ holds folders, as a part of the images would. Parts are train/ and test/, both, and "
@@ -219,10 +236,14 @@ def _part_folders(path: Path) -> dict[str, Path]:
     return {"all": path}
 
 
+def _holds_only_folders(path: Path) -> bool:
+    return all(entry.is_dir() for entry in path.iterdir() if not entry.name.startswith(".")) and bool(_folders(path))
+
+
 def _class_folders(path: Path) -> _Folders:
     if not _folders(path):
         raise ValueError(f"{path}: no class folders. Expected CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE.")
     try:
-        return _Folders(str(path))
+        return _Folders(path)
     except FileNotFoundError as error:  # a class folder without images
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error} Images are {', '.join(IMG_EXTENSIONS)}, and not hidden.") from error
