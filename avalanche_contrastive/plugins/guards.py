@@ -102,7 +102,8 @@ class Guards:
             ValueError: labels that are no integers, or not one per image.
         """
         x, y, *others = strategy.mbatch
-        rows = [len(part) for part in tensors_in(x)[:1] if part.ndim > 0]
+        first = [x] if isinstance(x, Tensor) else tensors_in(x)[:1]
+        rows = [len(part) for part in first if part.ndim > 0]
         rows += [len(x)] if isinstance(x, (list, tuple)) else []  # of tensors (B, ...), or of B samples
         is_right = isinstance(y, Tensor) and not y.is_floating_point() and y.ndim == 1
         if not is_right or (rows and len(y) not in rows):
