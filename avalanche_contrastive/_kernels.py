@@ -4,18 +4,16 @@ Nothing here reads a value of a GPU tensor, so no loss makes the host wait. The 
 formula.
 """
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Term",
     "cross_entropy_of_others",
-    "fill_diagonal",
     "finite_gradient",
     "float32",
     "full_precision",
@@ -30,72 +28,94 @@ __all__ = [
 # ---- softmax over similarities to all others
 
 
-def cross_entropy_of_others(
-    z: Tensor, target: Tensor, *, temperature: float, others: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """Weighted sum of the cross-entropies of each row's similarities to all rows but itself with a target.
+class Term(NamedTuple):
+    """A cross-entropy of each row's similarities to all rows but itself, divided by a temperature, with a target.
 
-    With u the rows z and after them the rows others::
+    Args:
+        target: (N, N + M), without gradient; each row sums to one, a row has none of its own.
+        temperature: t.
+        weight: w, (N,), without gradient; None is the mean.
+    """
+
+    target: Tensor
+    temperature: float
+    weight: Tensor | None = None
+
+
+def cross_entropy_of_others(z: Tensor, *terms: Term, others: Tensor | None = None) -> Tensor:
+    """Weighted sums of cross-entropies of the same similarities.
+
+    With u the rows z and after them the rows others, for each term::
 
         loss = sum_i w_i ( log sum_{k != i} exp(z_i . u_k / t)  -  sum_k target_ik z_i . u_k / t )
 
-    The gradient is written out: it takes one matrix of the size of the similarities and one product with it, where
-    autograd takes three matrices and two products. Second derivatives are supported, ``torch.func`` goes by autograd.
+    The gradient is written out: it takes a matrix of the size of the similarities for each term and one product for
+    all, where autograd takes three matrices and two products for each. Second derivatives are supported,
+    ``torch.func`` goes by autograd.
 
     Args:
-        z: (N, D).
-        target: (N, N + M), without gradient; each row sums to one, z_i has none of its own.
-        temperature: t.
-        others: (M, D), without gradient.
-        weight: w, (N,), without gradient; None is the mean.
+        z: (N, D), of any precision.
+        terms: S of them, in float32 at least.
+        others: (M, D), likewise, without gradient.
 
     Returns:
-        Scalar.
+        (S,), or a scalar for a single term.
     """
-    if weight is None:
-        weight = z.new_full((len(z),), 1 / len(z))
-    if torch._C._are_functorch_transforms_active():  # the function below would cost 26 us more to serve them, too
-        columns = z if others is None else torch.cat([z, others])
+    with full_precision(z):
+        wide = float32(z)
+        targets, temperatures = [term.target for term in terms], [term.temperature for term in terms]
+        # For torch.func the class below would cost every other call 26 us more.
+        at_once = _by_autograd if torch._C._are_functorch_transforms_active() else _CrossEntropyOfOthers.apply
+        loss: Tensor = at_once(wide, others, temperatures, *targets, *[term.weight for term in terms])
+        return loss if wide is z else finite_gradient(loss, z, wide)
+
+
+def _by_autograd(z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
+    columns, losses = z if others is None else torch.cat([z, others]), []
+    for temperature, target, weight in zip(temperatures, given, given[len(temperatures) :], strict=False):
         similarity = without_self(z / temperature @ columns.T)
-        return ((similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)) * weight).sum()
-    loss: Tensor = _CrossEntropyOfOthers.apply(z, target, temperature, others, weight)
-    return loss
+        loss = similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)
+        losses.append(loss.mean() if weight is None else (loss * weight).sum())
+    return losses[0] if len(losses) == 1 else torch.stack(losses)
 
 
 class _CrossEntropyOfOthers(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, target: Tensor, temperature: float, others: Tensor | None, weight: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
         columns = z if others is None else torch.cat([z, others])
-        similarity = without_self(z / temperature @ columns.T)
-        to_target = torch.linalg.vecdot(target, similarity)
-        highest = similarity.amax(dim=1, keepdim=True)
-        share = similarity.sub_(highest).exp_()  # all in place: on a processor fresh memory takes as long as a step
-        total = share.sum(dim=1, keepdim=True)
-        loss = torch.dot((highest + total.log())[:, 0] - to_target, weight)
+        similarity, count = z @ columns.T, len(temperatures)
+        losses, slopes = [], []
+        for number, (temperature, target, weight) in enumerate(zip(temperatures, given, given[count:], strict=False)):
+            logits = similarity / temperature if number + 1 < count else similarity.div_(temperature)
+            share = without_self(logits).softmax(dim=1)
+            # The largest share is 1 / sum_k exp(logit_k - the highest logit).
+            loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(target, logits)
+            losses.append(loss.mean() if weight is None else torch.dot(loss, weight))
+            scale = 1 / (len(z) * temperature) if weight is None else (weight / temperature)[:, None]
+            slopes.append(share.sub_(target).mul_(scale))
         if ctx.needs_input_grad[0]:
-            slope = share.div_(total).sub_(target).mul_(weight[:, None])  # of the loss in each similarity
-            square = slope[:, : len(z)]
-            square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
-            ctx.save_for_backward(z, target, others, weight, slope)
-            ctx.temperature = temperature
-        return loss
+            ctx.save_for_backward(z, others, columns, *given, *slopes)
+            ctx.temperatures = temperatures
+        return losses[0] if count == 1 else torch.stack(losses)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        z, target, others, weight, slope = ctx.saved_tensors
-        n = len(z)
+        z, others, columns, *given = ctx.saved_tensors
+        n, count = len(z), len(ctx.temperatures)
+        slopes = given[2 * count :]  # of each loss in each similarity
         with full_precision(z):
-            if torch.is_grad_enabled():  # for a second derivative the slope must depend on z
-                columns = z if others is None else torch.cat([z, others])
-                slope = (softmax_of_others(z / ctx.temperature, columns) - target) * weight[:, None]
-                gradient = (slope[:, :n] + slope[:, :n].T) @ z
-            else:
-                gradient = slope[:, :n] @ z
-            if others is not None:
-                gradient = gradient + slope[:, n:] @ others
-            return gradient * (upstream / ctx.temperature), None, None, None, None
+            if torch.is_grad_enabled():  # for a second derivative they must depend on z
+                columns, slopes = z if others is None else torch.cat([z, others]), []
+                for temperature, target, weight in zip(ctx.temperatures, given, given[count:], strict=False):
+                    scale = 1 / (n * temperature) if weight is None else (weight / temperature)[:, None]
+                    slopes.append((softmax_of_others(z / temperature, columns) - target) * scale)
+            first, *more = zip(slopes, [upstream] if count == 1 else upstream.unbind(), strict=True)
+            slope = first[0] * first[1]
+            for other, part in more:
+                slope = torch.addcmul(slope, other, part)
+            square = slope[:, :n]
+            square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
+            return slope @ columns, *[None] * (2 + 2 * count)
 
 
 def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:
@@ -103,64 +123,62 @@ def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:
     return without_self(rows @ columns.T).softmax(dim=1)
 
 
-def without_self(similarity: Tensor) -> Tensor:
-    """Give self-similarities no weight in a softmax, in place, by the lowest number (nothing is infinite)."""
-    return fill_diagonal(similarity, torch.finfo(similarity.dtype).min)
+def without_self(similarity: Tensor, value: float | None = None) -> Tensor:
+    """Give self-similarities no weight in a softmax, in place, by the lowest number (nothing is infinite).
 
-
-def fill_diagonal(x: Tensor, value: float) -> Tensor:
-    """``x.fill_diagonal_(value)``, which a compiled graph could do for one size of ``x`` only."""
+    Args:
+        similarity: (R, N).
+        value: for the diagonal, in place of the lowest number.
+    """
+    value = torch.finfo(similarity.dtype).min if value is None else value
     if not torch.compiler.is_compiling():
-        return x.fill_diagonal_(value)
-    row, column = (torch.arange(size, device=x.device) for size in x.shape)
-    return x.masked_fill_(row[:, None] == column, value)
+        return similarity.fill_diagonal_(value)
+    row, column = (torch.arange(size, device=similarity.device) for size in similarity.shape)  # for any size
+    return similarity.masked_fill_(row[:, None] == column, value)
 
 
-def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, without_self: bool) -> Tensor:
+def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, itself: bool) -> Tensor:
     """Equal weights, with sum one, for all columns with the label of a row: (R, N) from labels (R,) and (N,)."""
     # Compared into floats at once: a matrix of bools and its conversion would take twice the time.
     same = torch.eq(y[:, None], others, out=torch.empty(len(y), len(others), dtype=dtype, device=y.device))
-    if without_self:
-        fill_diagonal(same, 0)
+    if not itself:
+        without_self(same, 0)
     return same.div_(same.sum(dim=1, keepdim=True))
 
 
 # ---- a softmax for the classes of each task
 
 
-def task_log_softmax(tasks: Tensor, *logits: Tensor) -> Iterable[Tensor]:
+def task_log_softmax(tasks: Tensor, *given: Tensor) -> list[Tensor]:
     """Log-softmax of each logits (B, K) within each task, tasks (K,) of any ids, those below 0 left out.
 
     All results have one and the same shape, so that they can be compared; which one is for the fastest way to decide.
     """
     if torch.compiler.is_compiling() or tasks.device.type != "cpu":
-        return [_fixed_shape_log_softmax(x, tasks) for x in logits]
-    layout = _layout(tuple(tasks.tolist()), logits[0].device)
-    return [layout.log_softmax(x) for x in logits]
+        return [_fixed_shape_log_softmax(x, tasks) for x in given]
+    columns, count, segment = _layout(tuple(tasks.tolist()), given[0].device)
+    logits = list(given)
+    if isinstance(columns, Tensor):
+        logits = [x.index_select(1, columns) for x in logits]
+    elif columns != slice(0, len(tasks)):
+        logits = [x[:, columns] for x in logits]
+    if segment is not None:
+        return [_segment_log_softmax(x, segment, count) for x in logits]
+    return [x.view(len(x), count, -1).log_softmax(dim=2) for x in logits]
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How the columns of logits are shared by tasks.
 
     Args:
         columns: those of the first task, then of the second, ...; a slice where they are consecutive.
-        count: number of tasks.
+        tasks: their number.
         segment: for each of the columns the number of its task; None where all tasks have as many classes.
     """
 
     columns: Tensor | slice
-    count: int
+    tasks: int
     segment: Tensor | None
-
-    def log_softmax(self, x: Tensor) -> Tensor:
-        if isinstance(self.columns, Tensor):
-            x = x.index_select(1, self.columns)
-        elif self.columns != slice(0, x.shape[1]):
-            x = x[:, self.columns]
-        if self.segment is not None:
-            return _segment_log_softmax(x, self.segment, self.count)
-        return x.view(len(x), self.count, -1).log_softmax(dim=2)
 
 
 @lru_cache(maxsize=64)
@@ -230,7 +248,7 @@ def finite_gradient(loss: Tensor, x: Tensor, wide: Tensor) -> Tensor:
     scale.
 
     Args:
-        loss: scalar.
+        loss: scalar, or several in one tensor.
         x: what the caller gave.
         wide: the same in float32, which the loss was computed from.
     """
@@ -242,7 +260,7 @@ def finite_gradient(loss: Tensor, x: Tensor, wide: Tensor) -> Tensor:
 
 
 def _cut(upstream: list[Tensor], largest: float, gradient: Tensor) -> Tensor:
-    limit = upstream.pop().abs() * largest
+    limit = upstream.pop().abs().sum() * largest
     return gradient.clamp(-limit, limit)
 
 
@@ -253,7 +271,7 @@ def unit_rows(x: Tensor) -> Tensor:
     gets a plain gradient. ``F.normalize`` would divide that gradient by 1e-12, which a single such image makes enough
     to end a training.
     """
-    highest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
+    highest = x.detach().abs().amax(dim=1, keepdim=True)
     # Squares of what is left can neither overflow nor vanish. Its length is at least 1, or that of a row of zeros.
     x = x / torch.threshold(highest, torch.finfo(x.dtype).tiny ** 0.5, 1.0)
     length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)

@@ -55,6 +55,7 @@ class _Pass:
         return {call.layer: call.output.shape[-1] for call in self.calls}
 
 
+@dataclass(eq=False)
 class _Record:
     """What the hooks note, pass by pass.
 
@@ -62,10 +63,9 @@ class _Record:
     a deep copy must not write into the record of the original.
     """
 
-    def __init__(self, names: dict[nn.Module, str]) -> None:
-        self.names = names
-        self.now = _Pass()
-        self.passes: list[_Pass] = []
+    names: dict[nn.Module, str]
+    now: _Pass = field(default_factory=_Pass)
+    passes: list[_Pass] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Record":
         return _Record({})
@@ -158,7 +158,8 @@ class FeatureCapture:
         Raises:
             ValueError: as ``places_in``.
         """
-        self.detach()
+        if self._hooks:
+            self.detach()
         plain, names, self._multi_task, is_compiled = places or self.places_in(model)
         self._record = record = _Record(names)
         for layer in names:
@@ -188,10 +189,13 @@ class FeatureCapture:
         """
         record, self._record = self._record or _Record({}), None
         self.detach()
-        noted = record.pass_of(output)
+        noted = record.passes[-1] if record.passes else record.now
+        if noted.result is not output:
+            noted = record.pass_of(output)
         calls = noted.calls
         if self.layer is None:
-            calls = _makers(noted, output, self._multi_task)
+            direct = [call for call in calls if call.output is output]
+            calls = direct if len(direct) == 1 else _makers(noted, output, self._multi_task)
         value = calls[-1].taken if calls else None
         if self._multi_task and len(calls) > 1:
             value = _in_order([call.taken for call in calls], noted.tasks)
@@ -312,10 +316,7 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
         output: the logits, or what they are part of.
         multi_task: whether the logits may be put together from those of several heads.
     """
-    calls = [call for call in noted.calls if call.output is output]
-    if len(calls) == 1:
-        return calls
-    calls = []
+    calls: list[_Call] = []
     for made in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
         parts = tensors_in(made)
         for related in (_same_memory,) if multi_task else (_same_memory, _ranks_alike):

@@ -33,8 +33,8 @@ from avalanche_contrastive._checks import (
     check_weight,
 )
 from avalanche_contrastive._kernels import (
+    Term,
     cross_entropy_of_others,
-    fill_diagonal,
     finite_gradient,
     float32,
     full_precision,
@@ -48,6 +48,7 @@ from avalanche_contrastive._kernels import (
 __all__ = [
     "asymmetric_supcon",
     "batch_hard_triplet",
+    "contrast_and_relations",
     "contrastive_distillation",
     "relation_distillation",
     "separated_softmax",
@@ -89,7 +90,20 @@ def asymmetric_supcon(
         ValueError: z is not (B, V, D) with V >= 2, y not (B,) integers, is_anchor not (B,) bool, a temperature not
             > 0, or an unknown reduction.
     """
-    name = "asymmetric_supcon"
+    term = _contrast("asymmetric_supcon", z, y, is_anchor, temperature, base_temperature, reduction)
+    return cross_entropy_of_others(z.flatten(0, 1), term)
+
+
+def _contrast(
+    name: str,
+    z: Tensor,
+    y: Tensor,
+    is_anchor: Tensor | None,
+    temperature: float,
+    base_temperature: float | None,
+    reduction: str,
+) -> Term:
+    """The target and the weight of every view in `asymmetric_supcon`."""
     z = check_embeddings(name, "z", z, views=2)
     b, v, _ = z.shape
     y = check_labels(name, y, b)
@@ -104,22 +118,17 @@ def asymmetric_supcon(
             f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {came(is_anchor)}. "
             "Entries per view (B * V) are not needed."
         )
-
-    with full_precision(z):
-        wide = float32(z)
-        labels = y.repeat_interleave(v)
-        target = positives(labels, labels, wide.dtype, without_self=True)
-        # Views of past images have a loss, too, which weighs nothing. To leave their rows out, the host would have to
-        # wait for a GPU's count of them.
-        weight = torch.ones_like(target[0]) if is_anchor is None else is_anchor.repeat_interleave(v).to(wide.dtype)
-        if reduction == "anchors":
-            weight = weight / weight.sum().clamp(min=1)
-        elif reduction == "all":
-            weight = weight / (b * v)
-        loss = cross_entropy_of_others(wide.flatten(0, 1), target, temperature=temperature, weight=weight)
-        if base_temperature is not None:
-            loss = loss * (temperature / base_temperature)
-        return finite_gradient(loss, z, wide)
+    labels = y.repeat_interleave(v)
+    target = positives(labels, labels, torch.promote_types(z.dtype, torch.float32), itself=False)
+    # Views of past images have a loss, too, which weighs nothing. To leave their rows out, the host would have to
+    # wait for a GPU's count of them.
+    weight = torch.ones_like(target[0]) if is_anchor is None else is_anchor.repeat_interleave(v).to(target.dtype)
+    factor = 1.0 if base_temperature is None else temperature / base_temperature
+    if reduction == "anchors":
+        weight = weight / weight.sum().clamp(min=1)
+    elif reduction == "all":
+        factor /= b * v
+    return Term(target, temperature, weight * factor)
 
 
 def relation_distillation(
@@ -145,7 +154,14 @@ def relation_distillation(
     Raises:
         ValueError: z or z_teacher is not (B, V, D), they differ in B or V, or a temperature is not > 0.
     """
-    name = "relation_distillation"
+    term = _relations("relation_distillation", z, z_teacher, temperature, teacher_temperature)
+    if len(term.target) == 1:
+        return float32(z).sum() * 0.0
+    return cross_entropy_of_others(z.flatten(0, 1), term)
+
+
+def _relations(name: str, z: Tensor, z_teacher: Tensor, temperature: float, teacher_temperature: float) -> Term:
+    """What `relation_distillation` keeps of the teacher."""
     z = check_embeddings(name, "z", z)
     z_teacher = check_embeddings(name, "z_teacher", z_teacher)
     if z.shape[:2] != z_teacher.shape[:2]:
@@ -154,15 +170,39 @@ def relation_distillation(
             f"{tuple(z_teacher.shape)}: (B, V) must agree. Did both see the same batch?"
         )
     check_positive(name, temperature=temperature, teacher_temperature=teacher_temperature)
-
     with full_precision(z):
-        wide = float32(z)
-        student, teacher = wide.flatten(0, 1), float32(z_teacher.detach()).flatten(0, 1)
-        if len(student) == 1:
-            return student.sum() * 0.0
-        target = softmax_of_others(teacher / teacher_temperature, teacher).to(student.dtype)
-        loss = cross_entropy_of_others(student, target, temperature=temperature)
-        return finite_gradient(loss, z, wide)
+        teacher = float32(z_teacher.detach()).flatten(0, 1)
+        target = softmax_of_others(teacher / teacher_temperature, teacher)
+        return Term(target.to(torch.promote_types(z.dtype, torch.float32)), temperature)
+
+
+def contrast_and_relations(
+    z: Tensor,
+    y: Tensor,
+    is_anchor: Tensor | None,
+    z_teacher: Tensor,
+    *,
+    temperature: float = 0.5,
+    base_temperature: float | None = None,
+    reduction: Literal["anchors", "all", "sum"] = "anchors",
+    distill_temperature: float = 0.2,
+    teacher_temperature: float = 0.01,
+) -> Tensor:
+    """`asymmetric_supcon` and `relation_distillation` of the same views, from one matrix of similarities.
+
+    Co2L's loss is their sum. The arguments are those of the two functions, ``distill_temperature`` the second's.
+
+    Returns:
+        Both values, (2,), contrast first.
+
+    Raises:
+        ValueError: as the two functions.
+    """
+    name = "contrast_and_relations"
+    contrast = _contrast(name, z, y, is_anchor, temperature, base_temperature, reduction)
+    return cross_entropy_of_others(
+        z.flatten(0, 1), contrast, _relations(name, z, z_teacher, distill_temperature, teacher_temperature)
+    )
 
 
 def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
@@ -300,18 +340,18 @@ def contrastive_distillation(
         if normalize:
             student, teacher = unit_rows(student), unit_rows(teacher)
         if form == "authors":
-            target = positives(y, torch.cat([y, y]), wide.dtype, without_self=True)
-            loss = cross_entropy_of_others(student, target, temperature=temperature, others=teacher)
+            target = positives(y, torch.cat([y, y]), wide.dtype, itself=False)
+            loss = cross_entropy_of_others(student, Term(target, temperature), others=teacher)
         elif len(y) > 1:
             similarity = teacher @ student.T / temperature
-            attracted = (positives(y, y, wide.dtype, without_self=False) * similarity).sum(dim=1)
+            attracted = (positives(y, y, wide.dtype, itself=True) * similarity).sum(dim=1)
             loss = (without_self(similarity).logsumexp(dim=1) - attracted).mean()
         else:
             loss = student.sum() * 0.0
         return finite_gradient(loss, features, wide)
 
 
-def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> Tensor:
+def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0, normalize: bool = True) -> Tensor:
     r"""Triplet loss of each sample with its farthest positive and its nearest negative in the batch.
 
     The second plasticity term of CSD (arXiv:2205.05476, L_triplet among Eq. 2 to 8), as in the authors' code:
@@ -320,9 +360,10 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
         loss = mean over the non-zero terms of  max(0, s(i, nearest negative) - s(i, farthest positive) + margin)
 
     Args:
-        features: (B, D); divided by their length here.
+        features: (B, D).
         y: class ids, (B,) integers.
         margin: >= 0, in units of cosine similarity.
+        normalize: divide each feature by its length first; False where that has been done.
 
     Returns:
         Scalar; zero, with a gradient path, where no sample has both a positive and a negative.
@@ -337,13 +378,13 @@ def batch_hard_triplet(features: Tensor, y: Tensor, *, margin: float = 1.0) -> T
 
     with full_precision(features):
         wide = float32(features)
-        unit = unit_rows(wide)
-        similarity = unit @ unit.T
-        same = y[:, None] == y
-        positive = fill_diagonal(same.clone(), False)
-        # Cosines lie in [-1, 1]: 2 and -2 can win neither the minimum nor the maximum.
-        farthest = similarity.masked_fill(~positive, 2.0).amin(dim=1)
-        nearest = similarity.masked_fill(same, -2.0).amax(dim=1)
-        both = positive.any(dim=1) & ~same.all(dim=1)
-        violation = F.relu(nearest - farthest + margin) * both
+        unit = unit_rows(wide) if normalize else wide
+        with torch.no_grad():
+            # Cosines lie in [-1, 1]: those of a sample's own class are moved below all others, its own in between.
+            similarity = without_self((unit @ unit.T).add_(y[:, None] == y, alpha=-4), -2)
+            lowest, farthest = similarity.min(dim=1)
+            highest, nearest = similarity.max(dim=1)
+            both = (lowest < -2) & (highest > -2)
+        difference = torch.linalg.vecdot(unit, unit.index_select(0, nearest) - unit.index_select(0, farthest))
+        violation = F.relu(difference + margin) * both
         return finite_gradient(violation.sum() / (violation > 0).sum().clamp(min=1), features, wide)

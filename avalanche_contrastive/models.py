@@ -105,8 +105,9 @@ class ContrastiveModel(nn.Module):
                 f"Is feature_size right, does the encoder end in a flat layer, and give the features alone?{hint}"
             )
         # An encoder may compute in half precision by itself.
-        features = features.to(next(self.projector.parameters()).dtype)
-        return features.unflatten(0, views) if views else features
+        first_layer: Any = self.projector[0]
+        features = features.to(first_layer.weight.dtype)
+        return features.view(*views, -1) if views else features
 
     def project(self, x: Any) -> Tensor:
         """Projections, (B, P) or with views (B, V, P); of unit length unless ``normalize=False``."""

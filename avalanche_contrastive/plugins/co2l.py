@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from avalanche_contrastive._checks import check_choice, check_count, check_flag, check_positive, check_weight
 from avalanche_contrastive._torch import unwrapped
-from avalanche_contrastive.losses import asymmetric_supcon, relation_distillation
+from avalanche_contrastive.losses import asymmetric_supcon, contrast_and_relations
 from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins.mixing import load_uniformly, mixed
 from avalanche_contrastive.plugins.partners import REFUSED_BY_CO2L, check_order
@@ -228,25 +228,28 @@ class Co2LPlugin(ReplayMethodPlugin):
             labels = pair_codes(strategy.mb_task_id, strategy.mb_y)
             current = is_in(labels, self.table("domains", lambda: torch.tensor(self._labels, device=labels.device)))
         else:
-            labels, current = self.labels, self.guards.is_current()
-        loss = asymmetric_supcon(
+            labels, current = self.labels, self.guards.is_current
+        contrast: dict[str, Any] = {
+            "temperature": self.temperature,
+            "base_temperature": self.base_temperature,
+            "reduction": self.reduction,
+        }
+        anchors = current if self.asymmetric else None
+        if self.teacher is None:
+            loss = asymmetric_supcon(z, labels, anchors, **contrast)
+            self.terms = {"contrast": loss.detach()}
+            return loss
+        both = contrast_and_relations(
             z,
             labels,
-            current if self.asymmetric else None,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            reduction=self.reduction,
-        )
-        self.terms = {"contrast": loss.detach()}
-        if self.teacher is None:
-            return loss
-        kept = relation_distillation(
-            z,
+            anchors,
             self.teacher_forward(strategy),
-            temperature=self.distill_temperature,
+            **contrast,
+            distill_temperature=self.distill_temperature,
             teacher_temperature=self.teacher_temperature,
         )
-        self.terms["distillation"] = kept.detach()
+        self.terms = dict(zip(("contrast", "distillation"), both.detach().unbind(), strict=True))
+        loss, kept = both.unbind()
         return loss + self.weight * kept
 
     def _note_domains(self, strategy: Any) -> None:

@@ -9,6 +9,7 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 
 from avalanche_contrastive._checks import check_choice, check_flag, check_positive, check_weight
+from avalanche_contrastive._kernels import finite_gradient, float32, full_precision, unit_rows
 from avalanche_contrastive._torch import preserved_modes, unwrapped
 from avalanche_contrastive.features import FeatureCapture
 from avalanche_contrastive.losses import (
@@ -117,17 +118,20 @@ class CSDPlugin(MethodPlugin):
                 f"CSDPlugin: a batch of {len(logits)} needs as many features, got {len(features)}. Does the model "
                 "split its batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
+        with full_precision(features):
+            wide = float32(features)
+            unit = unit_rows(wide)  # once for two losses
         parts = {"cross_entropy": (self.ce_weight, self._cross_entropy(strategy, logits))}
         if self.triplet_weight > 0:
-            triplet = batch_hard_triplet(features, self.labels, margin=self.margin)
+            triplet = batch_hard_triplet(unit, self.labels, margin=self.margin, normalize=False)
             parts["triplet"] = self.triplet_weight, triplet
         if self.teacher is not None:
-            parts.update(self._stability(strategy, logits, features))
+            parts.update(self._stability(strategy, logits, unit if self.normalize else wide))
         self.terms = {name: term.detach() for name, (_, term) in parts.items()}
-        loss, *others = (term if weight == 1 else weight * term for weight, term in parts.values())
+        loss, *others = [term if weight == 1 else weight * term for weight, term in parts.values()]
         for other in others:
             loss = loss + other
-        return loss
+        return finite_gradient(loss, features, wide)
 
     def _features_of_output(self, strategy: Any) -> Tensor:
         """Those of the last forward pass, unless they were another output's."""
@@ -140,7 +144,7 @@ class CSDPlugin(MethodPlugin):
 
     def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
         """The rows that count, by ``ce``; in a model with a head per task each over the classes of its own head."""
-        counted = None if self.ce == "all" else self.guards.is_current()
+        counted = None if self.ce == "all" else self.guards.is_current
         if self.multi_head:
             heads = self.table("heads", lambda: self.head_groups(logits, self._columns), logits.shape[1])
             return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id), counted)
@@ -159,7 +163,11 @@ class CSDPlugin(MethodPlugin):
         return [[*new, *not_seen(known, [new])]]
 
     def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> dict[str, tuple[float, Tensor]]:
-        kept, kept_features = self._kept_by_teacher(strategy)
+        if self.multi_head:  # the teacher's logits are those of all earlier heads
+            kept, kept_features = self.teacher_forward(strategy, partial(self._all_heads, strategy))
+        else:
+            kept = self.teacher_forward(strategy)
+            kept_features = self.whole(self.of_batch["teacher's features"])
         parts = {}
         if self.kd_weight > 0:
             if self.multi_head:
@@ -172,21 +180,14 @@ class CSDPlugin(MethodPlugin):
         if self.weight > 0:
             csd = contrastive_distillation(
                 features,
-                kept_features,
+                unit_rows(float32(kept_features)) if self.normalize else kept_features,
                 self.labels,
                 temperature=self.temperature,
                 form=self.form,
-                normalize=self.normalize,
+                normalize=False,
             )
             parts["contrast"] = self.weight, csd
         return parts
-
-    def _kept_by_teacher(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """The teacher's logits (those of all earlier heads in a model with a head per task) and features."""
-        if self.multi_head:
-            taught: tuple[Tensor, Tensor] = self.teacher_forward(strategy, partial(self._all_heads, strategy))
-            return taught
-        return self.teacher_forward(strategy), self.whole(self.of_batch["teacher's features"])
 
     def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""

@@ -28,6 +28,7 @@ class Guards:
     which are put back.
 
     Attributes:
+        is_current: which rows of the batch are of the current task's classes, (B,) bool.
         statistics: of the model's normalising layers: the live ones, and as they were before the batch.
 
     Args:
@@ -41,9 +42,8 @@ class Guards:
         # What a label may name, sorted: class ids, or codes of pairs with the task label. After them, for a label above
         # all, the last one once more; and which of them are the current task's.
         self._known, self._found = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-        self._is_current = torch.zeros(1, dtype=torch.bool)
+        self._new = self.is_current = torch.zeros(1, dtype=torch.bool)
         self.statistics: list[tuple[Tensor, Tensor]] = []
-        self._place = torch.zeros(0, dtype=torch.long)  # of each label of the batch, in these
         self._labels: tuple[Tensor, Tensor] | None = None  # of the batch, and which of them name a class
 
     def before_training(self, strategy: Any, refused: Mapping[type, str], *, first: bool, teacher: bool) -> None:
@@ -78,7 +78,7 @@ class Guards:
         known = _codes([*current, *seen])
         found, new = [*known, known[-1]], set(_codes(current))
         self._known, self._found = torch.tensor(known, device=device), torch.tensor(found, device=device)
-        self._is_current = torch.tensor([code in new for code in found], device=device)
+        self._new = torch.tensor([code in new for code in found], device=device)
         layers = [module for module in model.modules() if isinstance(module, (_NormBase, BatchRenorm2D))]
         buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
         self.statistics = [(buffer, buffer.clone()) for buffer in buffers]
@@ -113,15 +113,11 @@ class Guards:
             )
         y = y.long()
         codes = pair_codes(strategy.mb_task_id, y) if multi_head else y
-        self._place = torch.searchsorted(self._known, codes)
-        found = self._found.index_select(0, self._place)
+        place = torch.searchsorted(self._known, codes)
+        found, self.is_current = self._found.index_select(0, place), self._new.index_select(0, place)
         self._labels = y, codes == found
         strategy.mbatch = [x, found % PAIR if multi_head else found, *others]
         return found
-
-    def is_current(self) -> Tensor:
-        """Which rows of the batch are of the current task's classes, (B,) bool."""
-        return self._is_current.index_select(0, self._place)
 
     def check(self, strategy: Any, loss: Tensor, terms: Mapping[str, Tensor], views: Any = None) -> None:
         """Refuse a step from which nothing can be learned, before its gradient reaches the weights.

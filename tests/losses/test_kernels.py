@@ -6,6 +6,7 @@ from helpers.losses_by_hand import leaf, units
 from torch.autograd import gradcheck, gradgradcheck
 
 from avalanche_contrastive._kernels import (
+    Term,
     _fixed_shape_log_softmax,
     cross_entropy_of_others,
     positives,
@@ -16,12 +17,16 @@ from avalanche_contrastive._kernels import (
 
 
 def plain_cross_entropy(z, target, *, temperature, others=None, weight=None):
-    """`cross_entropy_of_others` by autograd, with a mask of infinities."""
+    """`one_cross_entropy` by autograd, with a mask of infinities."""
     columns = z if others is None else torch.cat([z, others])
     similarity = z @ columns.T / temperature
     own = torch.eye(*similarity.shape, dtype=torch.bool)
     loss = similarity.masked_fill(own, -torch.inf).logsumexp(dim=1) - (target * similarity).sum(dim=1)
     return (loss * (1 / len(z) if weight is None else weight)).sum()
+
+
+def one_cross_entropy(z, target, *, temperature, others=None, weight=None):
+    return cross_entropy_of_others(z, Term(target, temperature, weight), others=others)
 
 
 def draws(n=7, m=0, d=4, seed=0):
@@ -38,7 +43,7 @@ def test_cross_entropy_is_that_of_autograd(n, m, temperature, weighted):
     z, target, others = draws(n, m)
     weight = torch.rand(n, dtype=torch.float64) if weighted else None
     results = []
-    for function in (cross_entropy_of_others, plain_cross_entropy):
+    for function in (one_cross_entropy, plain_cross_entropy):
         x = leaf(z)
         value = function(x, target, temperature=temperature, others=others, weight=weight)
         (3 * value).backward()
@@ -53,7 +58,7 @@ def test_cross_entropy_has_two_derivatives(m):
     weight = torch.rand(5, dtype=torch.float64)
 
     def loss(x):
-        return cross_entropy_of_others(x, target, temperature=0.7, others=others, weight=weight)
+        return one_cross_entropy(x, target, temperature=0.7, others=others, weight=weight)
 
     assert gradcheck(loss, (leaf(z),))
     assert gradgradcheck(loss, (leaf(z),))
@@ -62,7 +67,7 @@ def test_cross_entropy_has_two_derivatives(m):
 def test_a_gradient_penalty_is_that_of_autograd():
     z, target, _ = draws(6)
     found = []
-    for function in (cross_entropy_of_others, plain_cross_entropy):
+    for function in (one_cross_entropy, plain_cross_entropy):
         x = leaf(z)
         (slope,) = torch.autograd.grad(function(x, target, temperature=0.3), x, create_graph=True)
         slope.pow(2).sum().backward()
@@ -73,7 +78,7 @@ def test_a_gradient_penalty_is_that_of_autograd():
 def test_the_graph_may_be_gone_through_twice():
     z, target, _ = draws()
     x = leaf(z)
-    loss = cross_entropy_of_others(x, target, temperature=0.3)
+    loss = one_cross_entropy(x, target, temperature=0.3)
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -81,9 +86,33 @@ def test_the_graph_may_be_gone_through_twice():
 def test_cross_entropy_under_torch_func():
     z, target, _ = draws()
     x = leaf(z)
-    cross_entropy_of_others(x, target, temperature=0.3).backward()
-    found = torch.func.grad(lambda s: cross_entropy_of_others(s, target, temperature=0.3))(z)
+    one_cross_entropy(x, target, temperature=0.3).backward()
+    found = torch.func.grad(lambda s: one_cross_entropy(s, target, temperature=0.3))(z)
     torch.testing.assert_close(found, x.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_several_cross_entropies_at_once_are_those_one_by_one():
+    """Values, gradients and second derivatives; one of them may be left out of what is differentiated."""
+    z, first, others = draws(5, 3, 3)
+    weight = torch.rand(5, dtype=torch.float64)
+    terms = [Term(first, 0.5, weight), Term(draws(5, 3, 3, seed=1)[1], 0.2)]
+
+    def at_once(x):
+        return cross_entropy_of_others(x, *terms, others=others)
+
+    def one_by_one(x):
+        return torch.stack([cross_entropy_of_others(x, term, others=others) for term in terms])
+
+    upstream = torch.tensor([0.7, -3.0], dtype=torch.float64)
+    for weights in (upstream, upstream.clamp(min=0)):
+        found = [leaf(z), leaf(z)]
+        for x, function in zip(found, (at_once, one_by_one), strict=True):
+            torch.dot(function(x), weights).backward()
+        torch.testing.assert_close(at_once(z), one_by_one(z), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[0].grad, found[1].grad, rtol=1e-12, atol=1e-12)
+    assert gradcheck(at_once, (leaf(z),))
+    assert gradgradcheck(at_once, (leaf(z),))
+    torch.testing.assert_close(torch.func.jacrev(at_once)(z), torch.func.jacrev(one_by_one)(z))
 
 
 def test_softmax_of_others_is_one_without_the_diagonal():
@@ -93,11 +122,11 @@ def test_softmax_of_others_is_one_without_the_diagonal():
     torch.testing.assert_close(weights, expected / expected.sum(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("without_self", [False, True])
-def test_positives_share_one(without_self):
+@pytest.mark.parametrize("itself", [False, True])
+def test_positives_share_one(itself):
     y, others = torch.tensor([4, 2, 4]), torch.tensor([4, 2, 4, 2, 9, 4])
-    weights = positives(y, others, torch.float32, without_self=without_self)
-    same = [[j for j in range(6) if others[j] == y[i] and not (without_self and i == j)] for i in range(3)]
+    weights = positives(y, others, torch.float32, itself=itself)
+    same = [[j for j in range(6) if others[j] == y[i] and (itself or i != j)] for i in range(3)]
     for i, row in enumerate(same):
         assert weights[i].nonzero()[:, 0].tolist() == row
         assert weights[i, row].tolist() == pytest.approx([1 / len(row)] * len(row))

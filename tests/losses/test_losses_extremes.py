@@ -72,7 +72,7 @@ def test_cold_extremes_have_no_infinite_intermediate(loss, rows):
         value.backward()
     assert mode.infinite == []
     assert forward > 5, "the mode has seen the forward pass"
-    assert mode.results > forward + 5, "and the backward pass"
+    assert mode.results > forward + 2, "and the backward pass"
 
 
 class AllFinite(TorchDispatchMode):

@@ -260,3 +260,9 @@ def test_tkd_of_equal_models_is_zero_with_zero_gradient():
     value, gradient = backward(lambda x: taskwise_distillation(x, logits[:, :6], tasks), logits)
     assert value.abs() < 1e-14
     assert gradient.abs().max() < 1e-14
+
+
+def test_the_triplet_of_features_that_have_unit_length_already():
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 4
+    unit = torch.nn.functional.normalize(x, dim=1)
+    torch.testing.assert_close(batch_hard_triplet(unit, y, normalize=False), batch_hard_triplet(x, y))

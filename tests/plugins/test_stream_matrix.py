@@ -412,7 +412,7 @@ def test_returning_classes_are_current_and_keep_their_first_home():
     plugin.guards.begin(nn.Identity(), "cpu", plugin._current, plugin.seen_classes)
     y = torch.tensor([0, 1, 3, 6, 8])
     plugin.guards.labels(type("S", (), {"mbatch": [y.float(), y]}), multi_head=False)
-    assert plugin.guards.is_current().tolist() == [True, False, False, True, True]
+    assert plugin.guards.is_current.tolist() == [True, False, False, True, True]
     assert world.old == {(0, 1), (0, 3)}
 
 
