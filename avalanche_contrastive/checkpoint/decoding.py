@@ -120,8 +120,7 @@ class Decoder:
     def check_options(self) -> None:
         """Refuse other options, if any have been noted."""
         if self._differences:
-            some = "; ".join(self._differences[:5])
-            raise MismatchError(f"it was saved by a strategy with other options: {some}. Build the same one again.")
+            raise MismatchError(f"other options: {'; '.join(self._differences[:5])}. Build the same strategy again.")
 
     # ---- numbers and containers
 
@@ -256,8 +255,9 @@ class Decoder:
             if kinds.grows(model) or model._modules.keys() == named(nodes, "_modules").keys():
                 return frozen_copy(model)  # its modes and flags are in the file
         raise MismatchError(
-            f"strategy.{at.path}: the file says that a {name.rpartition(':')[2]} stands there, which this strategy "
-            "does not have and a checkpoint does not make. Was it built with the same plugins and arguments?"
+            f"strategy.{at.path} is a {name.rpartition(':')[2]} in the file, which this strategy does not have and a "
+            "checkpoint does not make. Was it built with the same plugins and arguments? What a plugin makes in "
+            f"training, put there before restore: strategy.{at.path} = ..."
         )
 
     def _fill(self, nodes: dict[str, Node], thing: Any, at: Place) -> None:

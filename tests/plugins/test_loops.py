@@ -467,3 +467,14 @@ def test_an_own_forward_of_the_instance_is_put_back(method):
     strategy.train(make_benchmark().train_stream[0])
     assert strategy.forward is kept
     assert sum(calls) == strategy.clock.train_iterations  # Co2L's read-out is fitted through it, too
+
+
+class LeavesEvaluationMode(SupervisedPlugin):
+    def before_forward(self, strategy, **kwargs):
+        strategy.model.eval()
+
+
+def test_co2l_names_a_model_that_was_left_in_evaluation_mode():
+    strategy = build("co2l", plugins=[LeavesEvaluationMode()])
+    with pytest.raises(ValueError, match=r"evaluation mode within a training step.*class logits.*model\.train\(\)"):
+        strategy.train(make_benchmark().train_stream[0])
