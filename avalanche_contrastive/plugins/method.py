@@ -273,8 +273,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def _take_teacher(self, model: nn.Module) -> None:
         self._taught = len(self.ledger)
-        if self.needs_teacher:
-            self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
+        self.teacher = frozen_copy(model, batchnorm=self.teacher_mode) if self.needs_teacher else None
 
     def teacher_forward(self, strategy: Any, ask: Callable[[], Any] | None = None) -> Any:
         """What the teacher gives for the current batch, (B, ...), without gradients; asked once for a batch.
