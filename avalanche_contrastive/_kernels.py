@@ -154,7 +154,10 @@ class _Layout:
     segment: Tensor | None
 
     def log_softmax(self, x: Tensor) -> Tensor:
-        x = x[:, self.columns] if isinstance(self.columns, slice) else x.index_select(1, self.columns)
+        if isinstance(self.columns, Tensor):
+            x = x.index_select(1, self.columns)
+        elif self.columns != slice(0, x.shape[1]):
+            x = x[:, self.columns]
         if self.segment is not None:
             return _segment_log_softmax(x, self.segment, self.count)
         return x.view(len(x), self.count, -1).log_softmax(dim=2)
@@ -250,8 +253,8 @@ def unit_rows(x: Tensor) -> Tensor:
     gets a plain gradient. ``F.normalize`` would divide that gradient by 1e-12, which a single such image makes enough
     to end a training.
     """
-    highest = x.detach().abs().amax(dim=1, keepdim=True)
-    dead = highest < torch.finfo(x.dtype).tiny ** 0.5
-    x = x / highest.masked_fill(dead, 1.0)  # squares of what is left can neither overflow nor vanish
+    highest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
+    # Squares of what is left can neither overflow nor vanish. Its length is at least 1, or that of a row of zeros.
+    x = x / torch.threshold(highest, torch.finfo(x.dtype).tiny ** 0.5, 1.0)
     length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / length.masked_fill(dead, 1.0)
+    return x / torch.threshold(length, 0.5, 1.0)

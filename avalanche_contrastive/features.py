@@ -313,7 +313,10 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
         output: the logits, or what they are part of.
         multi_task: whether the logits may be put together from those of several heads.
     """
-    calls: list[_Call] = []
+    calls = [call for call in noted.calls if call.output is output]
+    if len(calls) == 1:
+        return calls
+    calls = []
     for made in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
         parts = tensors_in(made)
         for related in (_same_memory,) if multi_task else (_same_memory, _ranks_alike):

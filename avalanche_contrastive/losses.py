@@ -241,11 +241,10 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
 
     with full_precision(logits):
         wide = float32(logits)
-        teacher, student = task_log_softmax(
-            tasks, float32(teacher_logits.detach()) / temperature, wide[:, :width] / temperature
-        )
-        divergence = (teacher.exp() * (teacher - student)).sum() / b
-        return finite_gradient(divergence * temperature**2, logits, wide)
+        taught = wide if width == k else wide[:, :width]
+        teacher, student = task_log_softmax(tasks, float32(teacher_logits.detach()) / temperature, taught / temperature)
+        divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
+        return finite_gradient(divergence / (b / temperature**2), logits, wide)
 
 
 def contrastive_distillation(

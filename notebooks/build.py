@@ -14,20 +14,17 @@ notebook says in words is checked against its numbers by ``words.py`` beside it,
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import os
 import re
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jupytext  # type: ignore[import-untyped, unused-ignore]
 import nbformat
 import psutil  # type: ignore[import-untyped, unused-ignore]
 from jupyter_client.kernelspec import KernelSpecManager
@@ -41,23 +38,22 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 from avalanche_contrastive.bench.files import write_text  # noqa: E402
+from notebooks.compare import (  # noqa: E402
+    METADATA,
+    PICTURE,
+    code_cells,
+    other_texts,
+    read_script,
+    stale,
+    texts,
+    unclean,
+)
 
-FORMAT = "py:percent"
 LIMIT = 90.0  # processor seconds of one notebook: five of them in under 4 minutes on two cores
 DATA_LIMIT = 600.0  # the same on larger data
 DATA = "NOTEBOOK_DATA"  # the variable that the notebooks read
 STOP = 900.0  # seconds after which a notebook hangs, however busy the machine is
-METADATA = {
-    "jupytext": {  # who has jupytext in Jupyter edits both files as one
-        "cell_metadata_filter": "alt,-all",
-        "formats": "ipynb,py:percent",
-        "notebook_metadata_filter": "-all",
-    },
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
-}
 WORDS = "words.py"  # its wrong(name, namespace) gives the statements that do not fit the numbers
-PICTURE = "image/png"
 # What other libraries say on their own account, on some machines and at some times only.
 FOREIGN = (
     r"[^\n]*: SyntaxWarning: [^\n]*\n(?:  [^\n]*\n?)?",  # Avalanche's escapes, when Python compiles it
@@ -66,7 +62,6 @@ FOREIGN = (
 )
 # tqdm misses its widgets; Avalanche misses a logger, but the notebooks read what `eval` returns.
 SILENT = ("IProgress not found", "No loggers specified")
-ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -191,21 +186,6 @@ def find(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     return [known[name] for name in wanted]
 
 
-def read_script(path: Path) -> NotebookNode:
-    """The notebook that a script says, without outputs."""
-    notebook: NotebookNode = jupytext.read(path, fmt=FORMAT)
-    notebook.metadata = nbformat.from_dict(METADATA)
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
-    seen: dict[str, int] = {}
-    for cell in notebook.cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        if alt := cell.metadata.get("alt"):
-            cell.metadata["mystnb"] = {"image": {"alt": alt}}  # for the documentation's pages
-    return notebook
-
-
 async def _execute_all(sources: Sequence[Path], jobs: int, data: str | None, finish: Callable[[Outcome], None]) -> None:
     turn = asyncio.Semaphore(jobs)
 
@@ -261,7 +241,7 @@ async def execute(source: Path, *, data: str | None = None, stop: float = STOP) 
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has put its version there
     _remove_foreign(notebook)
     if (source.parent / WORDS).is_file():
-        outcome.wrong = [line for _, text in _texts(notebook.cells.pop()) for line in text.split("\n") if line]
+        outcome.wrong = [line for _, text in texts(notebook.cells.pop()) for line in text.split("\n") if line]
     _name_pictures(notebook)
     outcome.problems += unclean(notebook, source.parent)
     return outcome
@@ -302,7 +282,7 @@ def _environment(scratch: str, data: str | None) -> dict[str, str]:
 
 
 def _remove_foreign(notebook: NotebookNode) -> None:
-    for cell in _code(notebook):
+    for cell in code_cells(notebook):
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 for pattern in FOREIGN:
@@ -312,136 +292,16 @@ def _remove_foreign(notebook: NotebookNode) -> None:
 
 def _name_pictures(notebook: NotebookNode) -> None:
     """Say what a picture shows where Jupyter, nbconvert and GitHub look for it."""
-    for cell in _code(notebook):
+    for cell in code_cells(notebook):
         for output in cell.outputs:
             if "alt" in cell.metadata and PICTURE in output.get("data", {}):
                 output.metadata[PICTURE] = {"alt": cell.metadata["alt"]}
-
-
-def _code(notebook: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def unclean(notebook: NotebookNode, folder: Path) -> list[str]:
-    """What no reader should meet: warnings, places of this machine, addresses in memory, a picture without words."""
-    places = (folder.parent, Path.home(), Path(tempfile.gettempdir()))
-    here = re.compile("|".join(rf"{re.escape(str(place))}\b" for place in places if place != place.parent))
-    problems = []
-    for number, cell in enumerate(notebook.cells, 1):
-        for kind, text in _texts(cell):
-            shown = f"cell {number} ({_first_line(cell)})"
-            if kind == "stderr":
-                problems.append(f"{shown} warns:\n{text.strip()}")
-            elif match := here.search(text) or ADDRESS.search(text):
-                line = next(line for line in text.splitlines() if match[0] in line)
-                problems.append(f"{shown} prints what is true of this machine and run alone: {line.strip()}")
-        pictures = sum(PICTURE in output.get("data", {}) for output in cell.get("outputs", []))
-        if pictures > bool(cell.metadata.get("alt")):  # one alt describes one picture
-            problems.append(f'cell {number} ({_first_line(cell)}): a picture needs a header # %% alt="what it shows"')
-    return problems
-
-
-def _texts(cell: NotebookNode) -> Iterator[tuple[str, str]]:
-    """All text that a cell shows: "stdout", "stderr" or a MIME type, and the text."""
-    for output in cell.get("outputs", []):
-        if output.output_type == "stream":
-            yield output.name, output.text
-        elif output.output_type != "error":
-            yield from ((mime, text) for mime, text in sorted(output.data.items()) if mime.startswith("text/"))
-
-
-def _first_line(cell: NotebookNode) -> str:
-    line = next(iter(cell.source.strip().splitlines()), "empty")
-    return line if len(line) <= 60 else f"{line[:57]}..."
 
 
 def _too_long(outcome: Outcome, limit: float) -> list[str]:
     if outcome.processor <= limit:
         return []
     return [f"takes {outcome.processor:.0f} s of processor time; the limit is {limit:g} s"]
-
-
-def stale(source: Path, path: Path, fresh: NotebookNode | None = None) -> list[str]:
-    """What says that a notebook is not what its script gives.
-
-    Args:
-        source: the script.
-        path: of the notebook.
-        fresh: the script executed just now; None: only what can be seen without executing.
-
-    Returns:
-        At most one problem, in words; none if the notebook is up to date.
-    """
-    again = f"Execute it: python notebooks/build.py {source.stem}"
-    if not path.is_file():
-        return [f"stale: there is no {path.name}. {again}"]
-    try:
-        committed = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-        nbformat.validate(committed)
-    except (ValueError, nbformat.ValidationError) as error:
-        return [f"stale: {path.name} is no notebook: {str(error).splitlines()[0]}. {again}"]
-    found = _other_source(read_script(source), committed) or _not_executed(committed)
-    if not found and fresh is not None:
-        found = _other_outputs(fresh, committed)
-    return [f"stale: {found}. {again}"] if found else []
-
-
-def _other_source(script: NotebookNode, committed: NotebookNode) -> str:
-    if len(script.cells) != len(committed.cells):
-        return f"the script has {len(script.cells)} cells, the notebook {len(committed.cells)}"
-    for number, (ours, theirs) in enumerate(zip(script.cells, committed.cells, strict=True), 1):
-        if (ours.cell_type, ours.source) != (theirs.cell_type, theirs.source):
-            return f"cell {number} ({_first_line(ours)}) is not that of the notebook: {_difference(ours, theirs)}"
-    if _bare(script) != _bare(committed):
-        return "metadata or ids of its cells are not those that build.py writes"
-    return ""
-
-
-def _difference(ours: NotebookNode, theirs: NotebookNode) -> str:
-    """The first line that differs."""
-    pairs = zip_longest(ours.source.splitlines(), theirs.source.splitlines(), fillvalue="")
-    one, other = next(((a, b) for a, b in pairs if a != b), (f"a {ours.cell_type} cell", f"a {theirs.cell_type} cell"))
-    return f"{one!r} in the script, {other!r} in the notebook"
-
-
-def _bare(notebook: NotebookNode) -> dict[str, Any]:
-    """All but what an execution adds."""
-    cells = [{k: v for k, v in cell.items() if k not in ("outputs", "execution_count")} for cell in notebook.cells]
-    return {**notebook, "cells": cells}
-
-
-def _not_executed(committed: NotebookNode) -> str:
-    # An empty cell is not executed; jupytext makes none.
-    for place, cell in enumerate((cell for cell in _code(committed) if cell.source.strip()), 1):
-        if any(output.output_type == "error" for output in cell.outputs):
-            return f"the cell {_first_line(cell)!r} ends in an error"
-        if cell.execution_count != place:
-            came = "was not executed" if cell.execution_count is None else f"has number {cell.execution_count}"
-            return f"the cell {_first_line(cell)!r} {came}; from top to bottom it would have number {place}"
-    return ""
-
-
-def _other_outputs(fresh: NotebookNode, committed: NotebookNode) -> str:
-    for number, (ours, theirs) in enumerate(zip(fresh.cells, committed.cells, strict=True), 1):
-        if _kinds(ours) != _kinds(theirs):
-            gives, has = (", ".join(_kinds(cell)) or "nothing" for cell in (ours, theirs))
-            return f"cell {number} ({_first_line(ours)}) gives {gives}; the notebook shows {has}"
-    return ""
-
-
-def _kinds(cell: NotebookNode) -> list[str]:
-    """The outputs in words: "stdout", "image/png"."""
-    return [
-        output.name if output.output_type == "stream" else "/".join(sorted(output.get("data", ["error"])))
-        for output in cell.get("outputs", [])
-    ]
-
-
-def other_texts(fresh: NotebookNode, path: Path) -> str:
-    """Numbers of the cells whose text differs, of a notebook that is not stale."""
-    committed = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    pairs = enumerate(zip(fresh.cells, committed.cells, strict=True), 1)
-    return ", ".join(str(number) for number, (ours, theirs) in pairs if list(_texts(ours)) != list(_texts(theirs)))
 
 
 if __name__ == "__main__":

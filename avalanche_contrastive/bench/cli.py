@@ -249,7 +249,10 @@ def _add_features(commands: Any) -> None:
         commands, "features", "make a feature bank with a frozen encoder", FEATURES_TEXT, FEATURES_EXAMPLES
     )
     command.add_argument(
-        "--data", required=True, metavar="PATH_OR_STREAM", help="a stream of `list --streams`, a .npz file or a folder"
+        "--data",
+        required=True,
+        metavar="PATH_OR_STREAM",
+        help="a stream of `list --streams`, a .npz file, a folder, torchvision:NAME or hf:NAME",
     )
     command.add_argument(
         "--encoder",

@@ -11,7 +11,7 @@ its strategies make its loaders by name. Torch asks a dataset for a batch by ``_
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,14 @@ from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, Multi
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData, LazyIndices, LazyRange
 from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 from avalanche.benchmarks.utils.transforms import TupleTransform
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 from avalanche_contrastive.data.memory import Batch, Indices, MemoryImages
 
-__all__ = ["fetch_whole_batches"]
+__all__ = ["Plan", "fetch_whole_batches", "joint_plan", "plan_of"]
+
+NO_ROWS: Indices = np.zeros(0, dtype=np.int64)
 
 _loader_of_avalanche = MultiDatasetDataLoader._get_loader
 
@@ -40,16 +43,13 @@ def fetch_whole_batches() -> None:
 
 
 def _dataset_items(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
-    plan = _plan_of(dataset)
-    at = np.asarray(indices, dtype=np.int64)
-    if plan is None or not len(at) or at.min() < 0 or at.max() >= len(plan.row):
-        return [dataset[i] for i in indices]
-    return plan.fetch(at)
+    plan = plan_of(dataset)
+    batch = None if plan is None else plan.fetch(indices)
+    return [dataset[i] for i in indices] if batch is None else batch
 
 
 def _get_loader(loader: Any) -> Any:
-    plans = [_plan_of(data) if isinstance(data, AvalancheDataset) else None for data in loader.datasets]
-    known = [plan for plan in plans if plan is not None]
+    known = [plan for plan in map(plan_of, loader.datasets) if plan is not None]
     if not known:
         return _loader_of_avalanche(loader)
     arguments = {
@@ -73,9 +73,16 @@ def _get_loader(loader: Any) -> Any:
 
 
 class _Concatenated(ConcatDataset[Any]):
-    """Batches over several datasets, each asked once."""
+    """Batches over several datasets: at once where one plan serves for all, otherwise each is asked once."""
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        super().__init__(datasets)
+        self.plan = joint_plan([plan_of(data) for data in datasets])
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Any]:
+        batch = None if self.plan is None else self.plan.fetch(indices)
+        if batch is not None:
+            return batch
         at = np.asarray(indices, dtype=np.int64)
         number, local = _locate(at, self.cumulative_sizes)
         # Avalanche's samplers give one dataset's indices after the other's.
@@ -86,8 +93,6 @@ class _Concatenated(ConcatDataset[Any]):
             dataset: Any = self.datasets[which]
             rows = local[number == which].tolist()
             parts.append(dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[i] for i in rows])
-        if all(isinstance(part, Batch) for part in parts) and len({part.form for part in parts}) == 1:
-            return Batch.join(parts)
         return [sample for part in parts for sample in part]
 
 
@@ -96,11 +101,10 @@ class _UnknownError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class Plan:
     """Where each sample of a dataset lies.
 
     Args:
-        tree: the dataset's tree of subsets; a changed dataset is a copy with another one.
         attributes: of the dataset, those that its samples end in.
         values: for each of them an array of integers, or none: to be asked sample by sample.
         leaves: the images.
@@ -110,7 +114,6 @@ class _Plan:
         listed: whether a sample is a list; else a tuple.
     """
 
-    tree: Any
     attributes: list[Any]
     values: list[Indices | None]
     leaves: list[MemoryImages]
@@ -119,40 +122,76 @@ class _Plan:
     target: Indices
     listed: bool
 
-    def fetch(self, at: Indices) -> Batch:
-        """The samples at these positions."""
-        leaf, row = self.leaf[at], self.row[at]
-        used = np.unique(leaf)
-        if len(used) == 1:
-            x = self.leaves[used[0]].take(row)
-        else:
-            order = np.argsort(leaf, kind="stable")
-            parts = [self.leaves[number].take(row[leaf == number]) for number in used]
-            x = torch.cat(parts)
-            x = x.index_select(0, torch.from_numpy(np.argsort(order)).to(x.device))
-        columns: list[Any] = [self.target[at]]
+    def fetch(self, indices: Sequence[int]) -> Batch | None:
+        """The samples at these positions; none where there is no such position."""
+        at = np.asarray(indices, dtype=np.int64)
+        if not len(at) or at.view(np.uint64).max() >= len(self.row):  # one below zero is a huge one there
+            return None
+        row = self.row.take(at)
+        x = self.leaves[0].take(row) if len(self.leaves) == 1 else self._taken(self.leaf.take(at), row)
+        columns: list[Any] = [self.target.take(at)]
         for attribute, values in zip(self.attributes, self.values, strict=True):
-            columns.append([attribute[i] for i in at.tolist()] if values is None else values[at])
+            columns.append([attribute[i] for i in at.tolist()] if values is None else values.take(at))
         return Batch(x, columns, listed=self.listed)
 
+    def cut_to(self, other: "Plan") -> "Plan":
+        """With no more columns than another plan, and its kind of samples."""
+        count = len(other.values)
+        return replace(self, attributes=self.attributes[:count], values=self.values[:count], listed=other.listed)
 
-def _plan_of(dataset: Any) -> _Plan | None:
+    def _taken(self, leaf: Indices, row: Indices) -> Tensor:
+        used = np.unique(leaf)
+        if len(used) == 1:
+            return self.leaves[int(used[0])].take(row)
+        order = np.argsort(leaf, kind="stable")
+        x = torch.cat([self.leaves[number].take(row[leaf == number]) for number in used])
+        return x.index_select(0, torch.from_numpy(np.argsort(order)).to(x.device))
+
+
+def plan_of(dataset: Any) -> Plan | None:
     """The plan of a dataset, kept on it; none if it must be fetched sample by sample."""
+    if isinstance(dataset, _Concatenated):
+        return dataset.plan
+    if not isinstance(dataset, AvalancheDataset) or not hasattr(dataset, "__getitems__"):
+        return None
     attributes = [a for a in dataset._data_attributes.values() if a.use_in_getitem]
     known = dataset.__dict__.get("_batched")
     # A copied dataset carries the original's plan, but always has a tree of its own.
     if known is None or known[0] is not dataset._flat_data or not _same(known[1], attributes):
         known = dataset._flat_data, attributes, _make_plan(dataset._flat_data, attributes)
         dataset.__dict__["_batched"] = known
-    plan: _Plan | None = known[2]
+    plan: Plan | None = known[2]
     return plan
+
+
+def joint_plan(plans: Sequence[Plan | None]) -> Plan | None:
+    """The plan of several datasets, one behind the other; none where their samples are not all of one form."""
+    if len(plans) == 1:
+        return plans[0]
+    known = [plan for plan in plans if plan is not None]
+    leaves = list(dict.fromkeys(images for plan in known for images in plan.leaves))
+    forms = {(x.shape[1:], x.dtype, x.device) for x in (images.take(NO_ROWS) for images in leaves)}
+    kinds = {(len(plan.values), plan.listed) for plan in known}
+    joined = [[part for part in parts if part is not None] for parts in zip(*(p.values for p in known), strict=False)]
+    if len(known) < len(plans) or len(forms) > 1 or len(kinds) > 1 or any(len(parts) < len(known) for parts in joined):
+        return None
+    numbers = [np.asarray([leaves.index(images) for images in plan.leaves], dtype=np.int64) for plan in known]
+    return Plan(
+        known[0].attributes,
+        [np.concatenate(parts) for parts in joined],
+        leaves,
+        np.concatenate([number[plan.leaf] for number, plan in zip(numbers, known, strict=True)]),
+        np.concatenate([plan.row for plan in known]),
+        np.concatenate([plan.target for plan in known]),
+        listed=known[0].listed,
+    )
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
-def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> _Plan | None:
+def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> Plan | None:
     if not isinstance(tree, _FlatDataWithTransform):
         return None
     finder = _Finder(tree._transform_groups.current_group)
@@ -165,7 +204,7 @@ def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> _Plan | None:
         return None
     values = [_integers(attribute.data) for attribute in attributes]
     leaves = [images for images, _ in finder.leaves]
-    return _Plan(tree, attributes, values, leaves, leaf, row, target, listed=kinds.pop())
+    return Plan(attributes, values, leaves, leaf, row, target, listed=kinds.pop())
 
 
 class _Finder:

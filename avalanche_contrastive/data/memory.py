@@ -40,22 +40,6 @@ class Batch(Sequence[Any]):
         columns = [torch.from_numpy(c) if isinstance(c, np.ndarray) else default_collate(c) for c in self.columns]
         return [self.x, *columns]
 
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What the samples of two batches must have in common to be one batch."""
-        return self.x.shape[1:], self.x.dtype, self.x.device, len(self.columns), self.listed
-
-    @classmethod
-    def join(cls, batches: Sequence["Batch"]) -> "Batch":
-        """One batch after the other."""
-        if len(batches) == 1:
-            return batches[0]
-        columns = [
-            np.concatenate(c) if all(isinstance(part, np.ndarray) for part in c) else [v for part in c for v in part]
-            for c in zip(*(batch.columns for batch in batches), strict=True)
-        ]
-        return cls(torch.cat([batch.x for batch in batches]), columns, listed=batches[0].listed)
-
 
 def collate(samples: Any) -> Any:
     """``default_collate``, for which a `Batch` is one already."""

@@ -3,6 +3,7 @@
 Experimental: it has run on CPUs (gloo), and not yet on several GPUs (NCCL).
 """
 
-from avalanche_contrastive.parallel.plugin import DataParallel, is_main_process, join_processes, local_device
+from avalanche_contrastive.parallel.joining import is_main_process, join_processes, local_device
+from avalanche_contrastive.parallel.plugin import DataParallel
 
 __all__ = ["DataParallel", "is_main_process", "join_processes", "local_device"]

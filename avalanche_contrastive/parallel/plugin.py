@@ -7,13 +7,10 @@ reaches but the batch does not, and knows no head that has grown; the helper sha
 always in the same order, and the evaluation as well. Here the model is never wrapped.
 """
 
-import os
-import socket
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -28,7 +25,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_contrastive._checks import check_positive
-from avalanche_contrastive._launch import launched
 from avalanche_contrastive._loaders import unsharded
 from avalanche_contrastive._rows import SharesBatches
 from avalanche_contrastive._torch import digest, map_tensors, unwrapped
@@ -40,67 +36,10 @@ from avalanche_contrastive.parallel.collectives import (
     processes,
     rank,
 )
+from avalanche_contrastive.parallel.joining import join_processes
 from avalanche_contrastive.parallel.sharding import OwnRandom, ShardedLoader
 
-__all__ = ["DataParallel", "is_main_process", "join_processes", "local_device", "processes", "rank"]
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files and shows progress; true without torchrun."""
-    return rank() == 0 if processes() > 1 else launched() == 1 or os.environ["RANK"] == "0"
-
-
-def local_device() -> torch.device:
-    """The device of this process: a GPU of its own where torch finds any, else the CPU.
-
-    Raises:
-        ValueError: torchrun has started more processes on this machine than it has GPUs.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if launched() == 1:
-        return torch.device("cuda", torch.cuda.current_device())
-    index, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if index >= gpus:
-        raise ValueError(
-            f"torchrun has started a process with LOCAL_RANK {index}, but torch finds {gpus} GPU{'s' * (gpus != 1)} "
-            f"here, and each process needs one of its own. Start no more than {gpus} (--nproc-per-node), or train on "
-            "the CPU."
-        )
-    return torch.device("cuda", index)
-
-
-def join_processes(device: torch.device | str = "cpu", *, timeout: float = 600.0) -> None:
-    """Meet the other processes that torchrun has started; nothing happens in one process, or the second time.
-
-    `DataParallel` does it by itself. Avalanche refuses to make loggers in any process but the first from here on.
-
-    Args:
-        device: that this process trains on. Messages go by gloo, between GPUs by NCCL.
-        timeout: seconds that a process waits for the others before it fails.
-
-    Raises:
-        ValueError: a GPU that is not this process's own.
-    """
-    device = torch.device(device)
-    if launched() == 1 or processes() > 1:
-        return
-    if device.type == "cuda":
-        if device.index is None:
-            raise ValueError(
-                "several processes on GPUs need one each, but the device is 'cuda'. Pass device=local_device() "
-                "(avalanche_contrastive.parallel) to the strategy."
-            )
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    if device.type == "cuda":
-        # Numbers count the GPUs that a process sees: torchrun --virtual-local-rank shows each another one, as number 0.
-        places = of_all_processes((socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "all"), device.index))
-        if len(set(places)) < len(places):
-            raise ValueError(
-                f"several processes share a GPU: {places} (host, visible GPUs, index). Pass device=local_device()."
-            )
+__all__ = ["DataParallel"]
 
 
 class DataParallel(SupervisedPlugin[Any], SharesBatches):

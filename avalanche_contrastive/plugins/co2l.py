@@ -231,13 +231,13 @@ class Co2LPlugin(ReplayMethodPlugin):
             )
         if self.domains and not self.multi_head:
             labels = pair_codes(strategy.mb_task_id, strategy.mb_y)
-            current = self.table("domains", lambda: torch.tensor(self._labels, device=labels.device))
+            current = is_in(labels, self.table("domains", lambda: torch.tensor(self._labels, device=labels.device)))
         else:
-            labels, current = self.labels, self.guards.current
+            labels, current = self.labels, self.guards.is_current()
         loss = asymmetric_supcon(
             z,
             labels,
-            is_in(labels, current) if self.asymmetric else None,
+            current if self.asymmetric else None,
             temperature=self.temperature,
             base_temperature=self.base_temperature,
             reduction=self.reduction,

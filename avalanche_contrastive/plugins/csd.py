@@ -1,7 +1,6 @@
 """CSD: contrastive supervised distillation of features, for retrieval."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
@@ -92,17 +91,22 @@ class CSDPlugin(MethodPlugin):
         """Take the features that the model, or the teacher in its place, makes on the way."""
         if self.multi_head and self.teacher is not None and not self._heads_share:
             self._check_heads(strategy)
-        with self._listening(strategy.model):
-            output = forward()
+        output, features = self._heard(strategy.model, forward)
         if strategy.model is self.teacher:
-            self.of_batch["teacher's features"] = self.capture.take(output)
+            self.of_batch["teacher's features"] = features
         else:
-            self.of_batch["features"], self.of_batch["output"] = self.capture.take(output), None
+            self.of_batch["features"], self.of_batch["output"] = features, None
         return output
 
-    def _listening(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        places = self.table("places", lambda: self.capture.places_in(model), id(model))
-        return self.capture.listening(model, places)
+    def _heard(self, model: torch.nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
+        """What a call of the model gives, and the features that it makes on the way."""
+        self.capture.attach(model, self.table("places", lambda: self.capture.places_in(model), id(model)))
+        try:
+            output = call()
+            return output, self.capture.take(output)
+        except BaseException:
+            self.capture.detach()
+            raise
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""
@@ -113,14 +117,17 @@ class CSDPlugin(MethodPlugin):
                 f"CSDPlugin: a batch of {len(logits)} needs as many features, got {len(features)}. Does the model "
                 "split its batch between heads? Name the layer that gives the features: feature_layer='...'."
             )
-        parts = [("cross_entropy", self.ce_weight, self._cross_entropy(strategy, logits))]
+        parts = {"cross_entropy": (self.ce_weight, self._cross_entropy(strategy, logits))}
         if self.triplet_weight > 0:
             triplet = batch_hard_triplet(features, self.labels, margin=self.margin)
-            parts.append(("triplet", self.triplet_weight, triplet))
+            parts["triplet"] = self.triplet_weight, triplet
         if self.teacher is not None:
-            parts.extend(self._stability(strategy, logits, features))
-        self.terms = {name: term.detach() for name, _, term in parts}
-        return torch.stack([weight * term for _, weight, term in parts]).sum()
+            parts.update(self._stability(strategy, logits, features))
+        self.terms = {name: term.detach() for name, (_, term) in parts.items()}
+        loss, *others = (term if weight == 1 else weight * term for weight, term in parts.values())
+        for other in others:
+            loss = loss + other
+        return loss
 
     def _features_of_output(self, strategy: Any) -> Tensor:
         """Those of the last forward pass, unless they were another output's."""
@@ -133,17 +140,17 @@ class CSDPlugin(MethodPlugin):
 
     def _cross_entropy(self, strategy: Any, logits: Tensor) -> Tensor:
         """The rows that count, by ``ce``; in a model with a head per task each over the classes of its own head."""
-        counted = None if self.ce == "all" else self.is_current()
+        counted = None if self.ce == "all" else self.guards.is_current()
         if self.multi_head:
             heads = self.table("heads", lambda: self.head_groups(logits, self._columns), logits.shape[1])
             return row_softmax(logits, strategy.mb_y, heads.of(strategy.mb_task_id), counted)
         groups = self.table("groups", lambda: self._groups(logits), logits.shape[1])
         return row_softmax(logits, strategy.mb_y, groups, counted)
 
-    def _groups(self, logits: Tensor) -> Tensor:
-        """Of a single head's columns, (1, K)."""
+    def _groups(self, logits: Tensor) -> Tensor | None:
+        """Of a single head's columns, (1, K); None: they are one group."""
         new = self.class_groups(logits, self._columns(None))  # names a head that is too narrow, in any form
-        return new[None] if self.ce == "masked" else torch.zeros_like(new)[None]
+        return new[None] if self.ce == "masked" else None
 
     def _columns(self, task: int | None) -> list[list[int]]:
         """The classes that the softmax of the new ones runs over; of a head, if one is named."""
@@ -151,9 +158,9 @@ class CSDPlugin(MethodPlugin):
         known = [] if self.ce == "masked" else self.classes_of_head(self.seen_classes, task)
         return [[*new, *not_seen(known, [new])]]
 
-    def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> list[tuple[str, float, Tensor]]:
+    def _stability(self, strategy: Any, logits: Tensor, features: Tensor) -> dict[str, tuple[float, Tensor]]:
         kept, kept_features = self._kept_by_teacher(strategy)
-        parts = []
+        parts = {}
         if self.kd_weight > 0:
             if self.multi_head:
                 model, heads = unwrapped(strategy.model), self._past_heads(strategy)
@@ -161,7 +168,7 @@ class CSDPlugin(MethodPlugin):
             else:
                 old = self.table("old", lambda: self.class_groups(kept, [seen_in(self.past)]), kept.shape[1])
                 kd = taskwise_distillation(logits, kept, old, temperature=self.kd_temperature)
-            parts.append(("distillation", self.kd_weight, kd / self.kd_temperature**2))
+            parts["distillation"] = self.kd_weight, kd / self.kd_temperature**2
         if self.weight > 0:
             csd = contrastive_distillation(
                 features,
@@ -171,7 +178,7 @@ class CSDPlugin(MethodPlugin):
                 form=self.form,
                 normalize=self.normalize,
             )
-            parts.append(("contrast", self.weight, csd))
+            parts["contrast"] = self.weight, csd
         return parts
 
     def _kept_by_teacher(self, strategy: Any) -> tuple[Tensor, Tensor]:
@@ -183,9 +190,8 @@ class CSDPlugin(MethodPlugin):
 
     def _all_heads(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """What the teacher, in the model's place, makes of the whole batch in a pass through all its heads."""
-        with self._listening(strategy.model):
-            kept = self._past_heads(strategy).logits(strategy.model, strategy.mb_x)
-        return kept, self.capture.take(None)
+        heads, model, x = self._past_heads(strategy), strategy.model, strategy.mb_x
+        return self._heard(model, lambda: heads.logits(model, x))
 
     def _past_heads(self, strategy: Any) -> PastHeads:
         heads: PastHeads = self.table("past heads", lambda: PastHeads(by_head(seen_in(self.past)), strategy.device))

@@ -28,7 +28,6 @@ class Guards:
     which are put back.
 
     Attributes:
-        current: what a label of the current task may name, sorted: class ids, or codes of pairs with the task label.
         statistics: of the model's normalising layers: the live ones, and as they were before the batch.
 
     Args:
@@ -39,9 +38,12 @@ class Guards:
         self.name = name
         self._current: list[Any] = []
         self._seen: list[Any] = []
-        self.current = torch.zeros(0, dtype=torch.long)
-        self._known = torch.zeros(0, dtype=torch.long)  # the same of all tasks so far
+        # What a label may name, sorted: class ids, or codes of pairs with the task label. After them, for a label above
+        # all, the last one once more; and which of them are the current task's.
+        self._known, self._found = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+        self._is_current = torch.zeros(1, dtype=torch.bool)
         self.statistics: list[tuple[Tensor, Tensor]] = []
+        self._place = torch.zeros(0, dtype=torch.long)  # of each label of the batch, in these
         self._labels: tuple[Tensor, Tensor] | None = None  # of the batch, and which of them name a class
 
     def before_training(self, strategy: Any, refused: Mapping[type, str], *, first: bool, teacher: bool) -> None:
@@ -73,8 +75,10 @@ class Guards:
     def begin(self, model: nn.Module, device: torch.device, current: list[Any], seen: list[Any]) -> None:
         """Before an experience: class ids, or pairs (task label, class id), of the current task and of earlier ones."""
         self._current, self._seen = current, seen
-        self.current = torch.tensor(_codes(current), device=device)
-        self._known = torch.tensor(_codes([*current, *seen]), device=device)
+        known = _codes([*current, *seen])
+        found, new = [*known, known[-1]], set(_codes(current))
+        self._known, self._found = torch.tensor(known, device=device), torch.tensor(found, device=device)
+        self._is_current = torch.tensor([code in new for code in found], device=device)
         layers = [module for module in model.modules() if isinstance(module, (_NormBase, BatchRenorm2D))]
         buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
         self.statistics = [(buffer, buffer.clone()) for buffer in buffers]
@@ -109,10 +113,15 @@ class Guards:
             )
         y = y.long()
         codes = pair_codes(strategy.mb_task_id, y) if multi_head else y
-        found = self._known[torch.searchsorted(self._known, codes).clamp_(max=len(self._known) - 1)]
+        self._place = torch.searchsorted(self._known, codes)
+        found = self._found.index_select(0, self._place)
         self._labels = y, codes == found
         strategy.mbatch = [x, found % PAIR if multi_head else found, *others]
         return found
+
+    def is_current(self) -> Tensor:
+        """Which rows of the batch are of the current task's classes, (B,) bool."""
+        return self._is_current.index_select(0, self._place)
 
     def check(self, strategy: Any, loss: Tensor, terms: Mapping[str, Tensor], views: Any = None) -> None:
         """Refuse a step from which nothing can be learned, before its gradient reaches the weights.
@@ -129,12 +138,12 @@ class Guards:
         """
         assert self._labels is not None
         y, known = self._labels
-        fine = loss.detach().isfinite() & known.all()
+        total = loss.detach()
         for inputs in (strategy.mb_x,) if views is None else (strategy.mb_x, views):
             for x in (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs):
                 if x.is_floating_point():
-                    fine &= x.sum(dtype=torch.float32).isfinite()  # finite where all values are, unless they are huge
-        if bool(fine.all()):
+                    total = total + x.sum(dtype=torch.float32)  # finite where all values are, unless they are huge
+        if math.isfinite((total / known.all()).item()):  # divided by zero where a label is unknown
             return
         self._check_images(strategy, strategy.mb_x, y, "images")
         self._check_images(strategy, views, y, "views that the augmentation made of the images")

@@ -334,10 +334,6 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             self._tables[name, *key] = make()
         return self._tables[name, *key]
 
-    def is_current(self) -> Tensor:
-        """Which rows of the batch are of the current task's classes, (B,) bool."""
-        return is_in(self.labels, self.guards.current)
-
     def class_groups(self, like: Tensor, groups: list[list[int]]) -> Tensor:
         """The index of the group that each column of ``like`` (B, K) is in, (K,); -1 in none."""
         index = torch.full((like.shape[1],), -1, device=like.device)

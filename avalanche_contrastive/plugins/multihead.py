@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
+from avalanche_contrastive._kernels import float32, full_precision
 from avalanche_contrastive._torch import still_statistics
 from avalanche_contrastive.losses import taskwise_distillation
 
@@ -35,7 +36,7 @@ class HeadGroups:
         return self.groups[place]
 
 
-def row_softmax(logits: Tensor, y: Tensor, groups: Tensor, counted: Tensor | None = None) -> Tensor:
+def row_softmax(logits: Tensor, y: Tensor, groups: Tensor | None, counted: Tensor | None = None) -> Tensor:
     """Cross-entropy in which each row's softmax runs over the group of its class, in groups of its own.
 
     ``separated_softmax`` with other groups in each row.
@@ -43,16 +44,17 @@ def row_softmax(logits: Tensor, y: Tensor, groups: Tensor, counted: Tensor | Non
     Args:
         logits: (B, K).
         y: class ids, (B,).
-        groups: (B, K) or (1, K) integers.
+        groups: (B, K) or (1, K) integers; None: all columns are one group.
         counted: which rows count, (B,) bool; None: all.
 
     Returns:
         Scalar, the mean over the rows that count; zero where none does.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # a model may compute in half precision
-        own = groups.expand_as(logits).gather(1, y[:, None])
-        logits = logits.masked_fill(groups != own, torch.finfo(logits.dtype).min)
+    with full_precision(logits):
+        logits = float32(logits)  # a model may compute in half precision
+        if groups is not None:
+            own = groups.expand_as(logits).gather(1, y[:, None])
+            logits = logits.masked_fill(groups != own, torch.finfo(logits.dtype).min)
         if counted is None:
             return F.cross_entropy(logits, y)
         total = F.cross_entropy(logits, torch.where(counted, y, IGNORED), reduction="sum")

@@ -19,7 +19,8 @@ from avalanche_contrastive._checks import came, check_count
 from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.data.compact import compacted
-from avalanche_contrastive.data.memory import collate
+from avalanche_contrastive.data.fetch import joint_plan, plan_of
+from avalanche_contrastive.data.memory import Batch, collate
 from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.tasks import is_piece
 
@@ -178,7 +179,7 @@ class ReplayLoader(DataLoader[Any]):
 
     def __init__(self, loader: Any, source: DataLoader[Any], memory: Any, rows: int) -> None:
         self.loader = loader
-        data = _BothDatasets(source.dataset, memory)
+        data = _BothDatasets(source.dataset, memory, at_once=source.collate_fn in (default_collate, collate))
         self.order = _BothSamplers(source.batch_sampler, data.current_size, len(memory), rows)
         super().__init__(
             data,
@@ -239,15 +240,26 @@ class _BothSamplers(_MemoryOrder):
 
 
 class _BothDatasets(Dataset[Any]):
-    """Current data and memory; the samples of a batch are fetched from each at once, where it can do that."""
+    """Current data and memory; the samples of a batch are fetched from both at once, or from each that can do that.
 
-    def __init__(self, current: Any, memory: Any) -> None:
+    Args:
+        current: data set.
+        memory: data set.
+        at_once: whether the collation is torch's own, for which a fetched batch is collated already.
+    """
+
+    def __init__(self, current: Any, memory: Any, *, at_once: bool) -> None:
         self.current, self.memory, self.current_size = current, memory, len(current)
+        first, second = (plan_of(current), plan_of(memory)) if at_once else (None, None)
+        self.plan = None if first is None or second is None else joint_plan([first, second.cut_to(first)])
 
     def __len__(self) -> int:
         return self.current_size + len(self.memory)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Any]:
+        batch = None if self.plan is None else self.plan.fetch(indices)
+        if batch is not None:
+            return batch
         current = [i for i in indices if i < self.current_size]
         replayed = [i - self.current_size for i in indices if i >= self.current_size]
         return [_fetched(self.current, current), _fetched(self.memory, replayed)]
@@ -268,6 +280,8 @@ class _Collation:
         self.collate, self.current = collate, current
 
     def __call__(self, samples: Sequence[Any]) -> Any:
+        if isinstance(samples, Batch):
+            return samples.collated()
         current, replayed = samples
         if self.collate in (default_collate, collate) and len(current) and len(replayed):
             return _joined(self.collate(current), self.collate(replayed))

@@ -61,6 +61,15 @@ def test_a_bank_of_a_stream_is_made_once_and_trained_on(folder, capsys):
     assert origin["weights"] in result["stream"]
 
 
+def test_a_bank_of_a_data_set_of_torchvision(folder):
+    data = "torchvision:FakeData?size=30&num_classes=3&image_size=3,12,12"
+    assert make(folder / "named.npz", "--views", "1", data=data) == 0
+    arrays, origin = read_bank(folder / "named.npz")
+    assert arrays.train_x.shape[1:] == (2, 1, 12)  # plain and one view
+    assert len(arrays.train_y) + len(arrays.test_y) == 30
+    assert origin["data"] == data
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -70,6 +79,7 @@ def test_a_bank_of_a_stream_is_made_once_and_trained_on(folder, capsys):
         ({"encoder": "tiny_encoder:smal"}, "no 'smal'"),
         ({"encoder": "resnet_18"}, "no encoder named"),
         ({"data": "split_digitz"}, "did you mean 'split_digits'"),
+        ({"data": "torchvision:Nothing"}, "Nothing"),
         ({"data": "split_cifar100_frozen"}, "make it from split_cifar100"),
     ],
 )

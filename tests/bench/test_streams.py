@@ -17,12 +17,11 @@ from PIL import Image
 from torchvision import datasets
 
 from avalanche_contrastive.bench.data import sources as sources
+from avalanche_contrastive.bench.data.kinds import class_sizes, default_sizes
 from avalanche_contrastive.bench.data.own import load_own
 from avalanche_contrastive.bench.data.sources import load
 from avalanche_contrastive.bench.data.streams import (
     STREAMS,
-    class_sizes,
-    default_experiences,
     make_stream,
     rotation,
     subset,
@@ -186,8 +185,11 @@ class TestClassIncremental:
         with pytest.raises(ValueError, match=message):
             class_sizes(*arguments)
 
-    def test_default_number_of_experiences_of_own_data(self):
-        assert [default_experiences(k) for k in (2, 6, 7, 9, 10, 14)] == [2, 3, 7, 3, 5, 2]
+    def test_default_experiences_of_own_data(self):
+        expected = {2: [1, 1], 3: [2, 1], 4: [2, 2], 5: [3, 2], 6: [2, 2, 2], 7: [3, 2, 2], 9: [3, 3, 3], 10: [2] * 5}
+        expected |= {11: [3, 2, 2, 2, 2], 13: [5, 2, 2, 2, 2], 14: [7, 7], 23: [7, 4, 4, 4, 4], 100: [20] * 5}
+        assert {classes: default_sizes(classes) for classes in expected} == expected
+        assert class_sizes(14, 0, 4) == [4, 2, 2, 2, 2, 2]
 
     @pytest.mark.parametrize(
         ("name", "options", "message"),

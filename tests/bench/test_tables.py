@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from helpers.pages import ROOT
 from helpers.results import Reader, made, saved
 
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.report import cells, comparisons, figures, html, pages, plots, stats, tables
+from avalanche_contrastive.bench.report import cells, comparisons, figures, headline, html, pages, plots, stats, tables
 
 
 def test_the_main_table_says_what_the_results_say(everything):
@@ -228,7 +229,7 @@ def test_other_class_orders_are_not_compared_and_it_is_said(tmp_path):
     saved(tmp_path, made("ours", 0, method="co2l"), other)
     table = comparisons.comparison_table(results.load_all(tmp_path)["mine"])
     assert table.rows[0][4:] == ("–", "–", "–", "–")
-    assert "Ours and other cannot be paired: with seed 0 the class orders are" in table.caption
+    assert "ours and other cannot be paired: with seed 0 the class orders are" in table.caption
 
 
 def turned(row, seed, *, angles=None, **more):
@@ -244,7 +245,7 @@ def test_rotated_domains_are_paired_by_their_rotations(tmp_path):
     table = comparisons.comparison_table(grouped)
     assert {row[2]: row[6].split(" of ")[-1] for row in table.rows} == {"Other": "–", "Same": "2"}
     assert "over the same seeds and rotations, in" in table.caption
-    assert "Ours and other cannot be paired: with seed 1 the rotations are" in table.caption
+    assert "ours and other cannot be paired: with seed 1 the rotations are" in table.caption
     assert "over 2 seeds (0, 1), each with its own rotations." in tables.main_table(grouped).caption
 
 
@@ -324,3 +325,25 @@ def test_a_page_that_cannot_be_filled_is_left_alone(everything, tmp_path, text, 
 def test_rows_that_all_follow_each_other_have_their_settings(tmp_path):
     saved(tmp_path, made("a", 0, shown={"base": "b"}), made("b", 0, shown={"base": "a"}))
     assert [row[0] for row in tables.settings_tables(results.load_all(tmp_path)["mine"])[0].rows] == ["a", "b"]
+
+
+def test_the_headline_has_a_line_per_question_and_the_rows_of_its_memory():
+    committed = results.load_all(ROOT / "benchmarks" / "results")
+    table = headline.headline_table(committed)
+    assert len(table.rows) == 6
+    for line, (title, memory, seeds, *figures_of_line) in zip(headline.LINES, table.rows, strict=True):
+        assert title == line.title
+        assert memory == str(line.memory)
+        for cell, name in zip(figures_of_line, headline.METHODS.values(), strict=True):
+            rows = [row for row in (name, f"{name}_{memory}") if row in committed[line.suite]]
+            at_size = [row for row in rows if committed[line.suite][row][0]["config"]["memory"] in (0, line.memory)]
+            if not at_size:
+                assert cell == cells.NONE
+                continue
+            (row,) = at_size
+            assert cell == line.column.cell(committed[line.suite][row])
+            assert len(committed[line.suite][row]) <= int(seeds)
+
+
+def test_a_headline_leaves_out_suites_without_results(everything):
+    assert headline.headline_table(everything).rows == ()

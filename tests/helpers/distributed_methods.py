@@ -16,7 +16,7 @@ from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.config import METHODS
 from avalanche_contrastive.bench.run import build as runs
 from avalanche_contrastive.parallel.collectives import rank
-from avalanche_contrastive.parallel.plugin import join_processes
+from avalanche_contrastive.parallel.joining import join_processes
 
 # So small that replay has to choose, so short that all methods take a minute.
 SHORT = {"memory_epochs": 1, "readout_epochs": 3, "batch_size_mem": 10}

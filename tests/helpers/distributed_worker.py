@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from avalanche_contrastive import CSD, SSIL, Co2L, ContrastiveModel, MTContrastiveModel, TwoViews, checkpoint
 from avalanche_contrastive._torch import digest
 from avalanche_contrastive.parallel.collectives import Rows, average_gradients, processes, rank, split
-from avalanche_contrastive.parallel.plugin import DataParallel, is_main_process
+from avalanche_contrastive.parallel.joining import is_main_process
+from avalanche_contrastive.parallel.plugin import DataParallel
 from helpers.streams import ORDER, Images, digits, make_benchmark, make_encoder
 
 METHODS = ("co2l", "ssil", "csd", "naive", "replay", "ewc", "lwf", "si")

@@ -127,7 +127,7 @@ def test_csd_counts_the_rows_of_its_form_over_their_own_heads(ce):
     strategy = type("S", (), {"mb_y": y, "mb_task_id": tasks, "mbatch": [logits, y, tasks]})
     plugin.guards.begin(nn.Identity(), "cpu", plugin._current, plugin.seen_classes)
     plugin.labels = plugin.guards.labels(strategy, multi_head=True)
-    assert plugin.is_current().tolist() == [True, False, False, True]
+    assert plugin.guards.is_current().tolist() == [True, False, False, True]
     own = {"weighted": {0: [0, 2, 3], 3: [0, 2, 3]}, "masked": {0: [2, 3], 3: [2, 3]}}
     own["all"] = {0: [0, 2, 3], 1: [0, 1], 2: [0, 2, 3], 3: [0, 2, 3]}
     expected = [-logits[i, c].log_softmax(0)[c.index(int(y[i]))] for i, c in own[ce].items()]

@@ -10,7 +10,7 @@ import pytest
 from notebook_data import FILES, choose, images, load_benchmark, table
 from words import CLAIMS, wrong
 
-from notebooks import build
+from notebooks import build, compare
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 CLEAN = """\
@@ -60,7 +60,7 @@ def change(path, edit):
 
 def problem(folder, fresh=None):
     """What is stale about it, in words."""
-    found = build.stale(folder / "01_tiny.py", folder / "01_tiny.ipynb", fresh)
+    found = compare.stale(folder / "01_tiny.py", folder / "01_tiny.ipynb", fresh)
     assert len(found) <= 1
     return found[0] if found else ""
 
@@ -68,8 +68,8 @@ def problem(folder, fresh=None):
 @pytest.mark.parametrize("source", build.find(FOLDER), ids=lambda path: path.stem)
 def test_what_is_committed_is_up_to_date_and_clean(source):
     path = source.with_suffix(".ipynb")
-    assert build.stale(source, path) == []
-    assert build.unclean(nbformat.read(path, as_version=4), FOLDER) == []
+    assert compare.stale(source, path) == []
+    assert compare.unclean(nbformat.read(path, as_version=4), FOLDER) == []
 
 
 def test_every_notebook_has_a_script_and_stands_in_the_readme():
@@ -98,9 +98,9 @@ def test_a_second_build_writes_the_same_bytes(folder, built):
 
 def test_ids_follow_from_the_source_so_that_an_added_cell_changes_no_other(folder):
     script = folder / "01_tiny.py"
-    before = [cell.id for cell in build.read_script(script).cells]
+    before = [cell.id for cell in compare.read_script(script).cells]
     script.write_text(CLEAN + "\n# %%\ntwo\n\n# %%\ntwo\n")
-    after = [cell.id for cell in build.read_script(script).cells]
+    after = [cell.id for cell in compare.read_script(script).cells]
     assert after[: len(before)] == before
     assert len(set(after)) == len(after) == len(before) + 2
 
@@ -374,7 +374,7 @@ def test_every_picture_says_what_it_shows_to_who_does_not_see_it(source):
 
 @pytest.mark.parametrize("name", [path.stem for path in build.find(FOLDER)])
 def test_the_words_that_are_checked_stand_in_the_notebook(name):
-    cells = build.read_script(FOLDER / f"{name}.py").cells
+    cells = compare.read_script(FOLDER / f"{name}.py").cells
     text = " ".join(cell.source for cell in cells if cell.cell_type == "markdown").replace("**", "").replace("*", "")
     text = " ".join(text.split())
     assert CLAIMS[name]

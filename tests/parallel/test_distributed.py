@@ -19,9 +19,10 @@ from helpers.distributed_worker import COMPARED
 from avalanche_contrastive.bench import cli, files
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.run import build as runs
-from avalanche_contrastive.parallel import plugin as distributed
+from avalanche_contrastive.parallel import joining
 from avalanche_contrastive.parallel.collectives import Rows
-from avalanche_contrastive.parallel.plugin import DataParallel, _of_own_gpu, is_main_process, local_device
+from avalanche_contrastive.parallel.joining import is_main_process, local_device
+from avalanche_contrastive.parallel.plugin import DataParallel, _of_own_gpu
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -208,11 +209,11 @@ def test_two_processes_may_each_see_one_gpu_only(monkeypatch, two_of_torchrun, o
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *words, **named: None)
-    monkeypatch.setattr(distributed, "of_all_processes", lambda mine: [others, mine])
+    monkeypatch.setattr(joining, "of_all_processes", lambda mine: [others, mine])
     if not shared:
-        return distributed.join_processes("cuda:0")
+        return joining.join_processes("cuda:0")
     with pytest.raises(ValueError, match="several processes share a GPU"):
-        distributed.join_processes("cuda:0")
+        joining.join_processes("cuda:0")
     return None
 
 

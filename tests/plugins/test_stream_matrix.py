@@ -410,8 +410,9 @@ def test_returning_classes_are_current_and_keep_their_first_home():
     _, plugin, world = run("ssil", repetition())
     assert plugin.ledger == [[3, 8], [1], [], [0, 6]]
     plugin.guards.begin(nn.Identity(), "cpu", plugin._current, plugin.seen_classes)
-    plugin.labels = torch.tensor([0, 1, 3, 6, 8])
-    assert plugin.is_current().tolist() == [True, False, False, True, True]
+    y = torch.tensor([0, 1, 3, 6, 8])
+    plugin.guards.labels(type("S", (), {"mbatch": [y.float(), y]}), multi_head=False)
+    assert plugin.guards.is_current().tolist() == [True, False, False, True, True]
     assert world.old == {(0, 1), (0, 3)}
 
 

@@ -21,7 +21,7 @@ class StreamKind:
     Args:
         source: what `data.load` takes.
         title: the data in words.
-        experiences: how many by default; 0: see `default_experiences`.
+        experiences: how many by default; 0: see `default_sizes`.
         network: key of NETWORKS, by default.
         scenarios: those it has, the default one first.
         augmentation: keywords of BatchAugmentation; digits must not be mirrored.
@@ -64,6 +64,42 @@ def absolute(data: str) -> str:
     if not data.startswith(HUGGINGFACE):
         return str(path.resolve())
     return f"{HUGGINGFACE}{path.resolve()}{''.join(data.partition('?')[1:])}"
+
+
+def default_sizes(classes: int) -> list[int]:
+    """New classes of own data's experiences: five at most, of two classes or more each, the rest in the first."""
+    equal = (n for n in (5, 4, 3, 2) if classes % n == 0 and classes >= 2 * n)
+    number = next(equal, max(2, min(5, classes // 2)))
+    return [classes - classes // number * (number - 1)] + [classes // number] * (number - 1)
+
+
+def class_sizes(classes: int, experiences: int, base_classes: int = 0) -> list[int]:
+    """Number of new classes of each experience.
+
+    Args:
+        classes: of the data.
+        experiences: the first included; 0: as `default_sizes` has it.
+        base_classes: of the first experience; 0: as many as the others.
+
+    Raises:
+        ValueError: it cannot be done equally; the message says which numbers would do.
+    """
+    if experiences > classes:
+        raise ValueError(f"{experiences} experiences need at least as many classes; the data have {classes}.")
+    if base_classes >= classes:
+        raise ValueError(f"base_classes = {base_classes} leaves none of the {classes} classes to later experiences.")
+    rest, first = (classes - base_classes, 1) if base_classes else (classes, 0)
+    if not experiences:
+        return [base_classes] * first + default_sizes(rest)
+    equal = experiences - first
+    if equal < 1 or rest % equal:
+        possible = ", ".join(str(n + first) for n in range(1, rest + 1) if rest % n == 0)
+        begins = f", the first of {base_classes} classes," if first else ""
+        larger = "" if first else ", or a first experience of another size by base_classes"
+        raise ValueError(
+            f"{experiences} experiences{begins} cannot share {classes} classes equally. Possible: {possible}{larger}."
+        )
+    return [base_classes] * first + [rest // equal] * equal
 
 
 PHOTO = {"scale": (0.2, 1.0), "flip": 0.5}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
 from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, stratified
-from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind
+from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind, class_sizes
 from avalanche_contrastive.bench.data.named import read_named
 from avalanche_contrastive.bench.data.own import assembled, load_own
 from avalanche_contrastive.bench.data.sources import load, other_data
@@ -151,7 +151,7 @@ def _cut(
     if scenario == "domain":
         return _domains(loaded, seed, experiences)
     classes = len(loaded.class_names)
-    sizes = class_sizes(classes, experiences or kind.experiences or default_experiences(classes), order[1])
+    sizes = class_sizes(classes, experiences or kind.experiences, order[1])
     found, words = _order(order[0], classes, seed)
     return _classes(loaded, found, sizes, words, task_labels=scenario == "task")
 
@@ -160,38 +160,6 @@ def _refuse_classes(name: str, **given: Any) -> None:
     for key, value in given.items():
         if value:
             raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
-
-
-def default_experiences(classes: int) -> int:
-    """Experiences of own data: the largest number up to five that divides the classes; if none does, one class each."""
-    return next((n for n in (5, 4, 3, 2) if classes % n == 0), classes)
-
-
-def class_sizes(classes: int, experiences: int, base_classes: int = 0) -> list[int]:
-    """Number of new classes of each experience.
-
-    Args:
-        classes: of the data.
-        experiences: at least 1, the first included.
-        base_classes: of the first experience; 0: as many as the others.
-
-    Raises:
-        ValueError: it cannot be done equally; the message says which numbers would do.
-    """
-    if experiences > classes:
-        raise ValueError(f"{experiences} experiences need at least as many classes; the data have {classes}.")
-    if base_classes >= classes:
-        raise ValueError(f"base_classes = {base_classes} leaves none of the {classes} classes to later experiences.")
-    rest, first = (classes - base_classes, 1) if base_classes else (classes, 0)
-    equal = experiences - first
-    if equal < 1 or rest % equal:
-        possible = ", ".join(str(n + first) for n in range(1, rest + 1) if rest % n == 0)
-        begins = f", the first of {base_classes} classes," if first else ""
-        larger = "" if first else ", or a first experience of another size by base_classes"
-        raise ValueError(
-            f"{experiences} experiences{begins} cannot share {classes} classes equally. Possible: {possible}{larger}."
-        )
-    return [base_classes] * first + [rest // equal] * equal
 
 
 def subset(strata: Tensor, size: int, key: Sequence[int] = ()) -> Array:

@@ -3,7 +3,6 @@
 The claims are in claims.toml, each with its source; what decides is the 95 % interval of the paired difference.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import Any
 
 from avalanche_contrastive.bench.config import nearest, read_toml
 from avalanche_contrastive.bench.report.cells import NONE, Table
-from avalanche_contrastive.bench.report.figures import PUBLISHED, Figure, aligned, difference_cells, stream_of
+from avalanche_contrastive.bench.report.figures import (
+    PUBLISHED,
+    Figure,
+    aligned,
+    by_size,
+    difference_cells,
+    stream_of,
+)
 from avalanche_contrastive.bench.report.published import check_keys
 from avalanche_contrastive.bench.report.stats import compare
 from avalanche_contrastive.bench.results import Grouped, Result
@@ -99,18 +105,8 @@ def claims_table(everything: Mapping[str, Grouped], method: str = "") -> Table:
 def _lines(claim: Claim, paper: str, suite: str, grouped: Grouped) -> Iterator[tuple[str, ...]]:
     for higher in claim.higher:
         for lower in claim.lower:
-            for memory, values in _differences(claim, _sizes(higher, grouped), _sizes(lower, grouped)):
+            for memory, values in _differences(claim, by_size(higher, grouped), by_size(lower, grouped)):
                 yield (paper + claim.claim, *_judged(values), suite, memory, f"{higher} > {lower}", claim.source)
-
-
-def _sizes(name: str, grouped: Grouped) -> dict[int, Sequence[Result]]:
-    """The results of the row and of its variants NAME_50, NAME_500, by size of memory; validation runs do not count."""
-    found = {row: results for row, results in grouped.items() if re.fullmatch(rf"{re.escape(name)}(_\d+)?", row)}
-    return {
-        int(results[0]["config"]["memory"]): results
-        for _, results in sorted(found.items(), reverse=True)  # the row itself last: it stands for its size
-        if results[0]["evaluated_on"] == "test"
-    }
 
 
 def _differences(

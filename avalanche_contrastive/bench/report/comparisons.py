@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import Everything, Grouped, Result
-from avalanche_contrastive.bench.report.cells import NONE, Table, capital, count
+from avalanche_contrastive.bench.report.cells import NONE, Table, count
 from avalanche_contrastive.bench.report.figures import (
     ACCURACY,
     BEST,
@@ -77,7 +77,7 @@ def _compared(first: Row, second: Row, grouped: Grouped) -> tuple[tuple[str, ...
     try:
         pairs = aligned((grouped[first.name], grouped[second.name]), figure, (first.name, second.name))
     except ValueError as problem:
-        return (*start, *[NONE] * 4), 0, capital(str(problem)) + "."
+        return (*start, *[NONE] * 4), 0, f"{problem}."
     return (*start, *difference_cells(pairs)), len(pairs), ""
 
 

@@ -1,5 +1,6 @@
 """The figures of a result, the columns that show them, and which rows belong together."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -289,6 +290,16 @@ def memories(rows: Sequence[Row], grouped: Grouped) -> list[int]:
 def by_memory(rows: Sequence[Row], grouped: Grouped) -> list[Row]:
     """The rows by size of memory where there are several sizes, those without one first; else in their order."""
     return sorted(rows, key=lambda row: memory_of(row, grouped)) if len(memories(rows, grouped)) > 1 else list(rows)
+
+
+def by_size(name: str, grouped: Grouped) -> dict[int, Sequence[Result]]:
+    """The results of the row and of its variants NAME_50, NAME_500, by size of memory; validation runs do not count."""
+    found = {row: results for row, results in grouped.items() if re.fullmatch(rf"{re.escape(name)}(_\d+)?", row)}
+    return {
+        int(results[0]["config"]["memory"]): results
+        for _, results in sorted(found.items(), reverse=True)  # the row itself last: it stands for its size
+        if results[0]["evaluated_on"] == "test"
+    }
 
 
 def stream_of(results: Sequence[Result]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from avalanche_contrastive.bench.config import nearest
 from avalanche_contrastive.bench.files import Everything
-from avalanche_contrastive.bench.report.cells import Table, capital, listed
+from avalanche_contrastive.bench.report.cells import Table, listed
 from avalanche_contrastive.bench.report.figures import ACCURACY, aligned, difference_cells, stream_of
 from avalanche_contrastive.bench.report.tables import SAME, changed
 from avalanche_contrastive.bench.results import Grouped, Result, load_all
@@ -45,7 +45,7 @@ def compare_places(first: Path, second: Path) -> Table:
             try:
                 lines += _compared(label, one[suite][a], other[suite][b], names=(f"{first}: {a}", f"{second}: {b}"))
             except ValueError as problem:
-                remarks.append(capital(f"{problem}."))
+                remarks.append(f"{problem}.")
                 continue
             if (difference := changed(one[suite][a][0], other[suite][b][0])) != SAME:
                 remarks.append(f"{label}: the first was run with {difference}.")

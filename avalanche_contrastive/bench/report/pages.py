@@ -18,6 +18,7 @@ from avalanche_contrastive.bench.report.comparisons import (
     published_tables,
 )
 from avalanche_contrastive.bench.report.figures import BEST
+from avalanche_contrastive.bench.report.headline import headline_table
 from avalanche_contrastive.bench.report.tables import (
     ablation_table,
     chosen_table,
@@ -165,7 +166,8 @@ def fill_page(path: Path, everything: Everything) -> None:
 
     A marker is `<!-- table:SUITE -->` for the main table, `<!-- table:SUITE ROW ROW ... -->` for those rows,
     `<!-- table:compatibility SUITE -->` for its compatible representations by the first score,
-    `<!-- table:all -->` for the final accuracy in every suite, or `<!-- table:claims METHOD -->` for what the method's
+    `<!-- table:all -->` for the final accuracy in every suite, `<!-- table:headline -->` for one line per question, or
+    `<!-- table:claims METHOD -->` for what the method's
     paper claims; the table ends at `<!-- /table -->`. The first table of a page says what the columns are.
 
     Raises:
@@ -190,6 +192,8 @@ def filled(text: str, everything: Everything, *, where: str) -> str:
 def _table_for(suite: str, names: Sequence[str], everything: Everything, where: str, *, define: bool) -> Table:
     if suite == "all" and not names:
         return overview_table(everything)
+    if suite == "headline":
+        return headline_table(everything)
     if suite == "claims":
         papers, _ = load_claims()
         if unknown := [name for name in names if name not in papers]:

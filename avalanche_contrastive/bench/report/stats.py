@@ -200,7 +200,7 @@ def check_pairing(ours: Mapping[int, Drawn], theirs: Mapping[int, Drawn], *, nam
             if one != other:
                 raise ValueError(
                     f"{names[0]} and {names[1]} cannot be paired: with seed {seed} the {what} are {_listed(one)} and "
-                    f"{_listed(other)}; were they run on different streams, or by different versions?"
+                    f"{_listed(other)}; they were run on different streams, or by different versions"
                 )
 
 

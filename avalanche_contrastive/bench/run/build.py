@@ -24,7 +24,8 @@ from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
 from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
-from avalanche_contrastive.parallel.plugin import DataParallel, processes
+from avalanche_contrastive.parallel.joining import processes
+from avalanche_contrastive.parallel.plugin import DataParallel
 
 EVAL_BATCH = 256
 

@@ -30,7 +30,7 @@ from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock,
 from avalanche_contrastive.bench.run.pool import Job, Report
 from avalanche_contrastive.bench.run.resume import COSTS, Keeper
 from avalanche_contrastive.metrics.base import MatrixValue
-from avalanche_contrastive.parallel.plugin import processes
+from avalanche_contrastive.parallel.joining import processes
 
 EVAL_BATCH = 256
 

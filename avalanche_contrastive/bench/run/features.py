@@ -15,9 +15,9 @@ from avalanche_contrastive.bench.config import nearest
 from avalanche_contrastive.bench.data.arrays import Arrays
 from avalanche_contrastive.bench.data.bank import Report, make_bank
 from avalanche_contrastive.bench.data.encoders import ENCODERS, Encoder, make_encoder
-from avalanche_contrastive.bench.data.kinds import STREAMS, StreamKind
-from avalanche_contrastive.bench.data.own import load_own
+from avalanche_contrastive.bench.data.kinds import STREAMS, StreamKind, local_path
 from avalanche_contrastive.bench.data.sources import BANKS, load
+from avalanche_contrastive.bench.data.streams import load_data
 from avalanche_contrastive.bench.files import check_writable
 from avalanche_contrastive.bench.run.measure import device_of
 
@@ -64,24 +64,26 @@ def fast_in_half(device: torch.device) -> bool:
 
 
 def _images(given: str, root: str) -> tuple[Arrays, str, StreamKind]:
-    """The images of a stream or of a path, their name, and their kind."""
+    """The images of a stream or of what `load_data` reads, their name, and their kind."""
     kind = STREAMS.get(given, STREAMS["own"])
     if kind.source in BANKS:
         raise ValueError(f"--data: {given} reads a feature bank; make it from {BANKS[kind.source]}")
     if kind.source != "own":
         return load(kind.source, "" if kind.source == "digits" else root), kind.source, kind
-    path = Path(given).expanduser()
-    if not path.exists():
+    path = local_path(given)
+    if path and not path.exists():
         streams = [name for name, other in STREAMS.items() if other.source not in ("own", *BANKS)]
-        raise ValueError(f"--data: {given!r} is no stream, file or folder{nearest(given, streams)}")
-    data = load_own(str(path))
+        raise ValueError(
+            f"--data: {given!r} is no stream, file or folder, nor torchvision:NAME or hf:NAME{nearest(given, streams)}"
+        )
+    data = load_data(given, root=root)
     if data.features:
-        raise ValueError(f"--data: {path} is a feature bank already; images are needed")
+        raise ValueError(f"--data: {given} is a feature bank already; images are needed")
     lost = {"validation images": data.val_x, "domains": data.train_domains}
-    for note in [data.note, *(f"the bank is without the {name} of {path}" for name in lost if lost[name] is not None)]:
+    for note in [data.note, *(f"the bank is without the {name} of {given}" for name in lost if lost[name] is not None)]:
         if note:
             print(f"note: {note}", file=sys.stderr)
-    return data, path.resolve().stem, kind
+    return data, path.resolve().stem if path else given, kind
 
 
 def _encoder(name: str, size: int) -> Encoder:

@@ -14,7 +14,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, l
 from avalanche.logging import BaseLogger, CSVLogger, TensorboardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from avalanche_contrastive.parallel.plugin import is_main_process
+from avalanche_contrastive.parallel.joining import is_main_process
 
 PROJECT = "avalanche-contrastive"
 # File of CSVLogger, and the column that has the number of the training experience.

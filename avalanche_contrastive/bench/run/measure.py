@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from avalanche_contrastive._launch import launched
-from avalanche_contrastive.parallel.plugin import local_device
+from avalanche_contrastive.parallel.joining import local_device
 
 MIB = 1024 * 1024
 STATUS = Path("/proc/self/status")

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive._outside import importable, own_folders
 from avalanche_contrastive.bench.run.measure import device_of
-from avalanche_contrastive.parallel.plugin import is_main_process, join_processes, rank
+from avalanche_contrastive.parallel.joining import is_main_process, join_processes, rank
 
 _channel: Any = None  # between the first process and the others
 
