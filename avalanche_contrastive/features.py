@@ -203,7 +203,8 @@ class FeatureCapture:
             where = "the last classifier layer" if self.layer is None else f"layer {self.layer!r}"
             given = "nothing" if value is None else type(value).__name__
             raise ValueError(
-                f"features of {where} must be a tensor, got {given}. Did the model's forward pass skip that layer?"
+                f"features of {where} must be a tensor, got {given}. Did the model's forward pass skip that layer? "
+                + _NAME_IT
             )
         return value.flatten(1) if flat else value
 
