@@ -195,6 +195,12 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if not self.computed:
             self._end_step()
             raise self.own_loss_error(strategy)
+        if isinstance(strategy.loss, Tensor) and not strategy.loss.requires_grad:
+            self._end_step()
+            raise ValueError(
+                f"{type(self).__name__}: the loss does not depend on the weights, so nothing would be learned. Does "
+                "the model's forward() detach what it gives, or is it run under torch.no_grad()?"
+            )
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
@@ -366,6 +372,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"{type(self).__name__}: the model must give class logits (B, K) in training, got {given}. "
-                "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output?"
+                "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output? (Out of a "
+                "dictionary or tuple, a forward() of the strategy's own takes the logits.)"
             )
         return output

@@ -8,6 +8,7 @@ from helpers.operations import WAITING, Names
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     batch_hard_triplet,
+    contrast_and_relations,
     contrastive_distillation,
     relation_distillation,
     separated_softmax,
@@ -36,6 +37,9 @@ LOSSES = {
         pairs(x), labels(x[::2]), labels(x[::2]) > 0, reduction="anchors", base_temperature=0.07
     ),
     "supcon-sum": lambda x, t: asymmetric_supcon(pairs(x), labels(x[::2]), labels(x[::2]) > 0, reduction="sum"),
+    "contrast-and-relations": lambda x, t: contrast_and_relations(
+        pairs(x), labels(x[::2]), labels(x[::2]) > 0, pairs(t)
+    ).sum(),
     "relation": lambda x, t: relation_distillation(pairs(x), pairs(t)),
     "separated": lambda x, t: separated_softmax(x, labels(x, (0, 1, 2, 4, 5, 0, 1, 2)), GROUPS.to(x.device)),
     "taskwise": lambda x, t: taskwise_distillation(x, t, EQUAL.to(x.device)),

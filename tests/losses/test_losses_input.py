@@ -12,6 +12,7 @@ from helpers.losses_by_hand import (
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     batch_hard_triplet,
+    contrast_and_relations,
     contrastive_distillation,
     relation_distillation,
     separated_softmax,
@@ -46,6 +47,14 @@ BAD = {
     "supcon-reduction": (
         lambda: asymmetric_supcon(Z, Y, reduction="mean"),
         r"reduction must be one of 'anchors', 'all', 'sum', got 'mean'",
+    ),
+    "both-flat-z": (
+        lambda: contrast_and_relations(X, Y, None, Z),
+        r"contrast_and_relations: z must be.*\(B, V, D\).*got \(4, 3\)",
+    ),
+    "both-batch": (
+        lambda: contrast_and_relations(Z, Y, None, Z[:3]),
+        r"z \(4, 2, 3\) and z_teacher \(3, 2, 3\)",
     ),
     "relation-flat-z": (lambda: relation_distillation(X, X), r"z must be.*\(B, V, D\).*got \(4, 3\)"),
     "relation-flat-teacher": (lambda: relation_distillation(Z, X), r"z_teacher must be.*\(B, V, D\).*got \(4, 3\)"),

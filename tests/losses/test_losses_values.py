@@ -26,6 +26,7 @@ from helpers.losses_by_hand import (
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
     batch_hard_triplet,
+    contrast_and_relations,
     contrastive_distillation,
     relation_distillation,
     separated_softmax,
@@ -260,6 +261,31 @@ def test_tkd_of_equal_models_is_zero_with_zero_gradient():
     value, gradient = backward(lambda x: taskwise_distillation(x, logits[:, :6], tasks), logits)
     assert value.abs() < 1e-14
     assert gradient.abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("reduction", ["anchors", "all", "sum"])
+@pytest.mark.parametrize("base_temperature", [None, 0.07])
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-12), (torch.float16, 2e-3)])
+def test_both_losses_of_co2l_at_once_are_those_one_by_one(reduction, base_temperature, dtype, slack):
+    """Values, and the gradient of a weighted sum; in half precision up to its own rounding."""
+    z, teacher = units(6, 2, 5).to(dtype), units(6, 2, 4).to(dtype)
+    y = torch.tensor([3, 1, 1, 3, 0, 3])
+    options = {"temperature": 0.3, "base_temperature": base_temperature, "reduction": reduction}
+    found = []
+    for at_once in (False, True):
+        x = z.clone().requires_grad_()
+        if at_once:
+            both = contrast_and_relations(
+                x, y, y > 1, teacher, **options, distill_temperature=0.4, teacher_temperature=0.05
+            )
+        else:
+            kept = relation_distillation(x, teacher, temperature=0.4, teacher_temperature=0.05)
+            both = torch.stack([asymmetric_supcon(x, y, y > 1, **options), kept])
+        torch.dot(both, both.new_tensor([1.0, 0.7])).backward()
+        found.append((both.detach(), x.grad))
+    assert found[1][0].shape == (2,)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=slack, atol=slack)
 
 
 def test_the_triplet_of_features_that_have_unit_length_already():

@@ -10,8 +10,8 @@ from torch import Tensor
 from avalanche_contrastive.bench.speed.measure import Comparison, seconds_of
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
+    contrast_and_relations,
     contrastive_distillation,
-    relation_distillation,
     taskwise_distillation,
 )
 
@@ -99,7 +99,7 @@ def step(loss: Callable[..., Tensor], x: Tensor, *arguments: object, **options: 
 
 def ours_co2l(z: Tensor, z_teacher: Tensor, y: Tensor, anchor: Tensor | None) -> Tensor:
     """Both terms of Co2L as its plugin calls them."""
-    return asymmetric_supcon(z, y, anchor, reduction="all") + relation_distillation(z, z_teacher)
+    return contrast_and_relations(z, y, anchor, z_teacher, reduction="all").sum()
 
 
 def comparisons() -> list[Comparison]:
