@@ -25,7 +25,7 @@ from torch import Tensor
 
 from avalanche_contrastive._files import remove_left_over, replacing
 
-__all__ = ["DTYPES", "INTEGER_BITS", "CheckpointError", "read_plain", "write_plain"]
+__all__ = ["DTYPES", "INTEGER_BITS", "CheckpointError", "check_regular", "read_plain", "write_plain"]
 
 LEFT_OVER_SECONDS = 3600.0
 INSTRUCTIONS = 2_000_000  # of a pickle; a parameter takes about forty
@@ -81,6 +81,17 @@ def write_plain(path: Path, content: dict[str, Any]) -> None:
         file.write(data.getbuffer())
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a path at which something else than a file is: reading a pipe would wait for ever, writing replace it.
+
+    Raises:
+        CheckpointError: a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or a pipe"
+        raise CheckpointError(f"{path}: a checkpoint is a file, and this is a {kind}.")
+
+
 def read_plain(path: Path) -> Any:
     """The plain data in a file.
 
@@ -88,9 +99,7 @@ def read_plain(path: Path) -> Any:
         FileNotFoundError: there is none.
         CheckpointError: it holds more than plain data, or is damaged.
     """
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        kind = "folder" if path.is_dir() else "device or a pipe"
-        raise CheckpointError(f"{path}: a checkpoint is a file, and this is a {kind}.")
+    check_regular(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:

@@ -14,6 +14,7 @@ __all__ = [
     "compiled",
     "compiled_in_place",
     "digest",
+    "leaves_of",
     "map_tensors",
     "own_random_state",
     "own_seed",
@@ -64,6 +65,18 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for x in tensors:
         found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def leaves_of(output: Tensor) -> set[int]:
+    """Ids of the tensors that gradients of an output flow to in the end, parameters for example."""
+    waiting, seen, found = [output.grad_fn], set(), set()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))
+            waiting.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

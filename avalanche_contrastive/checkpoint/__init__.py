@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor
 
-from avalanche_contrastive._archive import CheckpointError, read_plain, write_plain
+from avalanche_contrastive._archive import CheckpointError, check_regular, read_plain, write_plain
 from avalanche_contrastive._random import checked_random_state
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive._version import __version__
@@ -63,8 +64,8 @@ def save(
             on exactly: its path is in the message.
         OSError: it could not be written; the older file is as it was.
     """
-    target = Path(path)
     _join(strategy)
+    target = Path(path)
     content = agreed(lambda: _content(strategy, target, stream, extra), CheckpointError)
     content["random"] = _of_all(content["random"])
     agreed(lambda: write_plain(target, content) if rank() == 0 else None, OSError)
@@ -110,8 +111,7 @@ def extra_of(path: str | os.PathLike[str]) -> Any:
 
 def _content(strategy: Any, target: Path, stream: Any, extra: Any) -> dict[str, Any]:
     """What is to be written, with the random state of this process."""
-    if target.is_dir():
-        raise CheckpointError(f"{target}: a checkpoint is a file, and this is a folder.")
+    check_regular(target)
     _check_between(strategy, "save")
     encoder = Encoder(torch.device(strategy.device))
     try:
@@ -288,6 +288,8 @@ def _of_all(node: Any) -> list[Any]:
 
 def _join(strategy: Any) -> None:
     """Have the processes of a distributed run meet, which is else done when training begins."""
+    if not isinstance(strategy, BaseTemplate):
+        raise TypeError(f"a strategy of Avalanche's comes first, then a path; got {type(strategy).__name__} first.")
     for plugin in strategy.plugins:
         if isinstance(plugin, DataParallel):
             plugin.join(strategy)

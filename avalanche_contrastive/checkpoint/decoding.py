@@ -2,8 +2,7 @@
 
 A node's *counterpart* is the object that the strategy has at its place, or something new: a container, a tensor, an
 object of the closed list, or a copy of one of the strategy's own modules, as teachers are. Counterparts are filled in
-place. All is read and checked first, and a field that is not what it should be is an error of whatever kind; what is to
-be done is noted, and done when nothing can fail.
+place, when all has been read and checked; a field that is not what it should be is an error of whatever kind.
 """
 
 from collections import defaultdict, deque
@@ -76,7 +75,7 @@ class Decoder:
         if at.within == "growing" and ours != theirs and isinstance(new, nn.Module):  # a layer that was replaced
             return new
         may_change = ours == theirs or {ours, theirs} <= NUMBERS or (theirs == "nothing" and ours in kinds.FAMILIES)
-        is_object = theirs not in kinds.FAMILIES or isinstance(new, nn.Parameter)
+        is_object = theirs not in kinds.FAMILIES or any(isinstance(x, nn.Parameter) for x in (new, at.there))
         if not may_change or (is_object and (not at.is_made or id(new) in self._own)):  # the strategy's stays
             raise differs(at.path, theirs, at.there)
         return new
@@ -120,8 +119,7 @@ class Decoder:
     def check_options(self) -> None:
         """Refuse other options, if any have been noted."""
         if self._differences:
-            some = "; ".join(self._differences[:5])
-            raise MismatchError(f"it was saved by a strategy with other options: {some}. Build the same one again.")
+            raise MismatchError(f"other options: {'; '.join(self._differences[:5])}. Build the same strategy again.")
 
     # ---- numbers and containers
 
@@ -133,7 +131,8 @@ class Decoder:
             thing, _ = self._counterpart(number, at, is_buffer, lambda: value)
         else:
             new = partial(nn.Parameter, value.detach(), requires_grad)
-            thing, _ = self._counterpart(number, at, isinstance(at.there, nn.Parameter), new)
+            is_alike = isinstance(at.there, nn.Parameter) and at.there.dtype == value.dtype
+            thing = self._counterpart(number, at, is_alike, new)[0]
             self.values[thing] = value.detach()
         if thing is at.there:
             self._note(_set_tensor, thing, value.detach(), requires_grad)
@@ -256,8 +255,9 @@ class Decoder:
             if kinds.grows(model) or model._modules.keys() == named(nodes, "_modules").keys():
                 return frozen_copy(model)  # its modes and flags are in the file
         raise MismatchError(
-            f"strategy.{at.path}: the file says that a {name.rpartition(':')[2]} stands there, which this strategy "
-            "does not have and a checkpoint does not make. Was it built with the same plugins and arguments?"
+            f"strategy.{at.path} is a {name.rpartition(':')[2]} in the file, which this strategy does not have and a "
+            "checkpoint does not make. Was it built with the same plugins and arguments? What a plugin makes in "
+            f"training, put there before restore: strategy.{at.path} = ..."
         )
 
     def _fill(self, nodes: dict[str, Node], thing: Any, at: Place) -> None:

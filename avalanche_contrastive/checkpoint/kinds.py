@@ -181,8 +181,7 @@ def left_out(thing: Any) -> Collection[str]:
 def slots_of(cls: type) -> set[str]:
     """Names of the attributes that objects of a class have in slots."""
     slots = (vars(each).get("__slots__", ()) for each in cls.__mro__)
-    names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)}
-    return names - {"__dict__", "__weakref__"}
+    return {n for each in slots for n in ([each] if isinstance(each, str) else each)} - {"__dict__", "__weakref__"}
 
 
 class Stateless:

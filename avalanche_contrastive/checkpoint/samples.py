@@ -48,7 +48,9 @@ class Sources:
         state = RNGManager.__getstate__()  # a stream that is made on the way may draw
         try:
             for stream in streams:
-                for experience in stream:
+                for experience in stream if isinstance(stream, Iterable) else [stream]:
+                    if not hasattr(experience, "dataset"):
+                        raise MismatchError(f"stream= is no stream: {type(experience).__name__}. {GIVE_THE_STREAM}")
                     self.add(experience.dataset)
                     is_usual = experience.dataset.collate_fn is default_collate
                     self.collate = self.collate if is_usual else experience.dataset.collate_fn
@@ -89,11 +91,7 @@ class Sources:
 
 
 class LookUp(SupervisedPlugin[Any], Stateless):
-    """Looks stored samples up in the stream when a strategy trains that was restored without one.
-
-    Avalanche tells the stream to plugins only. This one stands before the others, for they look at their memories at
-    the same moment. It stays there and has nothing more to do.
-    """
+    """Looks stored samples up when a strategy trains that was restored without a stream; before the other plugins."""
 
     supports_distributed = True
 

@@ -1,6 +1,6 @@
 """Labelled images that a metric fits on or searches in, beside those it evaluates, and their features."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -101,7 +101,7 @@ def _datasets(given: Any) -> Iterator[Any]:
             yield from _datasets(part)
     elif hasattr(given, "dataset") and not isinstance(given, Dataset):
         yield given.dataset
-    elif hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (str, Tensor)):
+    elif hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (str, Tensor, Mapping)):
         if len(given):
             yield given
     else:

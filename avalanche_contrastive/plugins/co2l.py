@@ -223,7 +223,12 @@ class Co2LPlugin(ReplayMethodPlugin):
         z = strategy.mb_output
         if self.augmentation is not None and isinstance(z, Tensor) and z.ndim == 2:
             # Of images without views: the loop, or a plugin, has called the model past strategy.forward().
-            z = strategy.mb_output = strategy.forward()
+            z = self.asked_again(strategy)
+        if not strategy.model.training and isinstance(z, Tensor) and z.ndim == 2:
+            raise ValueError(
+                "Co2LPlugin: the model is in evaluation mode within a training step, and gives class logits then, not "
+                "the projections to train on. Has a plugin or metric called model.eval() and no model.train() after it?"
+            )
         if self.domains and not self.multi_head:
             labels = pair_codes(strategy.mb_task_id, strategy.mb_y)
             current = is_in(labels, self.table("domains", lambda: torch.tensor(self._labels, device=labels.device)))

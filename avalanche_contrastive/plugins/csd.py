@@ -138,7 +138,7 @@ class CSDPlugin(MethodPlugin):
         output = self.of_batch.get("output")
         if "features" not in self.of_batch or (output is not None and output is not strategy.mb_output):
             # The loop, or a plugin, has called the model past strategy.forward(): nobody has seen its features.
-            strategy.mb_output = strategy.forward()
+            self.asked_again(strategy)
         self.of_batch["output"] = strategy.mb_output
         return self.whole(self.of_batch["features"])
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_contrastive._checks import check_choice
 from avalanche_contrastive._rows import SharesBatches, sharing_plugin
-from avalanche_contrastive._torch import unwrapped
+from avalanche_contrastive._torch import leaves_of, unwrapped
 from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins.guards import Guards
 from avalanche_contrastive.plugins.multihead import HeadGroups
@@ -195,6 +195,12 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         if not self.computed:
             self._end_step()
             raise self.own_loss_error(strategy)
+        if isinstance(strategy.loss, Tensor) and not strategy.loss.requires_grad:
+            self._end_step()
+            raise ValueError(
+                f"{type(self).__name__}: the loss does not depend on the weights, so nothing would be learned. Does "
+                "the model's forward() detach what it gives, or is it run under torch.no_grad()?"
+            )
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
@@ -273,8 +279,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
 
     def _take_teacher(self, model: nn.Module) -> None:
         self._taught = len(self.ledger)
-        if self.needs_teacher:
-            self.teacher = frozen_copy(model, batchnorm=self.teacher_mode)
+        self.teacher = frozen_copy(model, batchnorm=self.teacher_mode) if self.needs_teacher else None
 
     def teacher_forward(self, strategy: Any, ask: Callable[[], Any] | None = None) -> Any:
         """What the teacher gives for the current batch, (B, ...), without gradients; asked once for a batch.
@@ -308,6 +313,24 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """The whole batch (B, ...) of what this process has for its rows."""
         rows = None if self._shares is None else self._shares.rows
         return x if rows is None else rows.whole(x)
+
+    def asked_again(self, strategy: Any) -> Tensor:
+        """The output of ``strategy.forward()``, in the place of one that a loop or a plugin has made past it.
+
+        Raises:
+            ValueError: that one was made by other weights than the model's, as ``functional_call`` takes them.
+        """
+        given = strategy.mb_output
+        own = {id(parameter) for parameter in strategy.model.parameters()}
+        if isinstance(given, Tensor) and given.requires_grad and own.isdisjoint(leaves_of(given)):
+            raise ValueError(
+                f"{type(self).__name__}: the loss is asked of an output that this model's parameters have not made, "
+                "nor strategy.forward(), in which the method sees views and features. Call strategy.forward() while "
+                "the model has those weights (torch.nn.utils.stateless._reparametrize_module lends them to it)."
+            )
+        strategy.mb_output = strategy.forward()
+        output: Tensor = strategy.mb_output
+        return output
 
     # ---- classes
 
@@ -349,6 +372,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"{type(self).__name__}: the model must give class logits (B, K) in training, got {given}. "
-                "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output?"
+                "Is it an encoder without a classifier, or does another plugin replace strategy.mb_output? (Out of a "
+                "dictionary or tuple, a forward() of the strategy's own takes the logits.)"
             )
         return output

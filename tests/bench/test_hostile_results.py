@@ -100,6 +100,7 @@ NPZ = {
     ),
     "a negative shape": (lambda p: a_shape(p, "(-1, 6, 5)"), "not a readable .npz file: .* shape is .-1, 6, 5."),
     "a fraction in a shape": (lambda p: a_shape(p, "(1.5, 6, 5)"), "not a readable .npz file"),
+    "a shape that does not end": (lambda p: a_shape(p, "(" * 50), "not a readable .npz file"),
     "labels that are objects": (lambda p: objects(p, "train_labels"), "train_labels are Python objects .pickled."),
     "images that are objects": (lambda p: objects(p, "train_images"), "train_images are Python objects .pickled."),
     "objects under a key of no use": (lambda p: objects(p, "more"), "more are Python objects .pickled."),

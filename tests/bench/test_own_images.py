@@ -200,13 +200,13 @@ def test_validation_images_are_refused_likewise(tmp_path):
 
 
 def test_a_run_says_what_was_done_and_keeps_the_names_of_the_classes(tmp_path, capsys):
-    root = folder(tmp_path / "photos", [(16, 16)] * 9 + [(12, 12)], classes=("Kühe", "b <c>", "dog", "cat"))
+    root = folder(tmp_path / "photos", [(16, 16)] * 9 + [(12, 12)], classes=("Kühe", "b <c> $\\frac{$", "dog", "cat"))
     (root / "dog" / "x.heic").write_bytes(b"")
     quick = ["--set", "epochs=1", "--set", "image_size=9", "--jobs", "1", "--seeds", "0"]
     assert cli.main(["run", "naive", "--data", str(root), "--out", str(tmp_path / "out"), *quick]) == 0
     told = capsys.readouterr().err
     assert told.count("note: images of 2 sizes, each scaled and cut to 9 x 9; files left out: 1 .heic") == 1
     result = files.read_json(tmp_path / "out" / "naive-seed0.json")
-    assert result["class_names"] == ["Kühe", "b <c>", "cat", "dog"]
+    assert result["class_names"] == ["Kühe", "b <c> $\\frac{$", "cat", "dog"]
     assert "cut to 9 x 9" in result["stream"]
     assert result["config"]["image_size"] == 9

@@ -142,6 +142,35 @@ def test_an_older_format_is_named_whatever_else_is_in_the_file(saved, tmp_path, 
     refused(build("CSD"), tmp_path / "old.pt", CheckpointError, words)
 
 
+@pytest.mark.parametrize("target", ["a folder", "a pipe", "a link to a pipe"])
+def test_save_replaces_files_only(target, tmp_path):
+    path = tmp_path / "here"
+    if target == "a folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+        if target == "a link to a pipe":
+            path = tmp_path / "link"
+            path.symlink_to(tmp_path / "here")
+    kind = path.stat().st_mode
+    with pytest.raises(CheckpointError, match=r"a checkpoint is a file, and this is a (folder|device or a pipe)"):
+        checkpoint.save(build("CSD"), path)
+    assert path.stat().st_mode == kind
+
+
+def test_arguments_in_the_wrong_places(saved, tmp_path):
+    strategy, path = build("CSD"), saved / "CSD.pt"
+    for wrong in (strategy.model, path, None):
+        with pytest.raises(TypeError, match=r"a strategy of Avalanche's comes first, then a path; got \w+ first"):
+            checkpoint.save(wrong, strategy)
+        with pytest.raises(TypeError, match="comes first, then a path"):
+            checkpoint.restore(wrong, path)
+    for wrong in (make_benchmark("A"), 3, [make_benchmark("A").train_stream]):
+        with pytest.raises(MismatchError, match=r"stream= is no stream: \w+\. .*benchmark\.train_stream"):
+            checkpoint.restore(strategy, path, stream=wrong)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("change", ["no such kind", "no such class", "a function of os", "a part is missing", "a loop"])
 def test_forged_content(saved, tmp_path, change):
     """Names of classes outside the known packages, and what no ``save`` writes."""

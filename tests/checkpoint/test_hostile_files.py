@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 from helpers.hostile import attempt, content_of, nodes_of
-from helpers.resuming import METHODS, build, saved_files
+from helpers.resuming import METHODS, build, go_on, saved_files
+from helpers.streams import make_benchmark
+from torch import nn
 
 from avalanche_contrastive import checkpoint
 
@@ -390,3 +393,34 @@ ENDLESS = {
 @pytest.mark.parametrize("what", ENDLESS)
 def test_data_that_makes_no_sense_or_takes_for_ever(contents, what, tmp_path):
     refuse(contents, "CSD", lambda c: object_of(c, "CSDPlugin").update(kept=ENDLESS[what]), tmp_path)
+
+
+class Prompt(SupervisedPlugin):
+    """A plugin with a parameter that is in no model."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(3))
+
+
+IN_ITS_PLACE = {
+    "integers": lambda node: [*node[:2], torch.zeros(3, dtype=torch.int64), False, False],
+    "truths": lambda node: [*node[:2], torch.zeros(3, dtype=torch.bool), False, False],
+    "complex numbers": lambda node: [*node[:2], torch.zeros(3, dtype=torch.complex64), True, False],
+    "nothing": lambda node: None,
+    "a number": lambda node: 0.5,
+    "a tensor": lambda node: ["tensor", *node[1:]],
+    "an array": lambda node: ["array", NEW, torch.zeros(12, dtype=torch.uint8), "<f4", [3]],
+}
+
+
+@pytest.mark.parametrize("what", IN_ITS_PLACE)
+def test_a_parameter_of_the_users_stays_one_of_its_type(what, tmp_path):
+    """Its type is not asked before torch fails on it, when half of the state is restored."""
+    path = tmp_path / "forged.pt"
+    go_on(build("CSD", plugins=[Prompt()]), make_benchmark("A", per_class=6), 0, 1, path)
+    content = content_of(path)
+    own = object_of(content, "Prompt")
+    own["prompt"] = IN_ITS_PLACE[what](own["prompt"])
+    torch.save(content, path)
+    assert attempt(build("CSD", plugins=[Prompt()]), path) is not None

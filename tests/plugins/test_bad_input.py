@@ -66,6 +66,17 @@ class Tuple(nn.Module):
         return x, x
 
 
+class Changes(nn.Module):
+    """Makes something of a model's output."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x):
+        return self.change(self.model(x))
+
+
 class ThreeAxes(nn.Module):
     def __init__(self):
         super().__init__()
@@ -192,6 +203,16 @@ BAD = {
         r"logits \(B, K\).*got shape \(10, 8, 10\)",
     ),
     "a tuple for logits": (lambda: train(Tuple(), SSILPlugin()), ValueError, r"logits \(B, K\).*got tuple"),
+    "a model that detaches its output": (
+        lambda: train(Changes(classifier(), torch.detach), SSILPlugin()),
+        ValueError,
+        r"does not depend on the weights.*detach what it gives",
+    ),
+    "a model that has diverged, behind the layer that makes the logits": (
+        lambda: train(Changes(classifier(), lambda z: z * float("nan")), CSDPlugin()),
+        FloatingPointError,
+        r"CSDPlugin: the loss of .* is nan",
+    ),
     "a model without a classifier": (
         lambda: train(NoClassifier(), CSDPlugin()),
         ValueError,

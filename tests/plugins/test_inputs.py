@@ -11,6 +11,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, with_classes_timeline
 from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import SupervisedPlugin
@@ -462,3 +463,24 @@ def test_a_method_without_distillation_copies_no_model(kind, monkeypatch):
     assert strategy.method.past
     assert not {"distillation", "contrast"} & strategy.method.terms.keys() - ({"contrast"} if kind == "co2l" else set())
     assert copy.deepcopy(strategy.method.ledger) == strategy.method.ledger
+
+
+@pytest.mark.parametrize("method", ["co2l", "ssil", "csd"])
+def test_a_teacher_is_kept_only_while_a_distillation_asks_it(method):
+    """Options may be changed between experiences; a growing head shows a teacher that was left behind."""
+    model = model_for(method) if method == "co2l" else nn.Sequential(make_encoder(), IncrementalClassifier(16))
+    strategy = {"co2l": Co2L, "ssil": SSIL, "csd": CSD}[method](
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=12,
+        evaluator=None,
+        **({"augmentation": noise} if method == "co2l" else {}),
+    )
+    plugin, has_teacher = strategy.method, []
+    for weight, experience in zip((1.0, 0.0, 0.0, 1.0, 1.0), make_benchmark().train_stream, strict=True):
+        plugin.weight = weight
+        if method == "csd":
+            plugin.kd_weight = weight
+        strategy.train(experience)
+        has_teacher.append((plugin.teacher is not None, plugin.terms.keys() >= {"distillation"}))
+    assert has_teacher == [(True, False), (False, False), (False, False), (True, True), (True, True)]

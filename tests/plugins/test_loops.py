@@ -15,6 +15,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from helpers.partners import OBJECTIVES, Watch, body_and_head, make_method, make_model
 from helpers.streams import ORDER, make_benchmark
 from torch import nn
+from torch.nn.utils import stateless
 
 METHODS = ("co2l", "ssil", "csd")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -467,3 +468,61 @@ def test_an_own_forward_of_the_instance_is_put_back(method):
     strategy.train(make_benchmark().train_stream[0])
     assert strategy.forward is kept
     assert sum(calls) == strategy.clock.train_iterations  # Co2L's read-out is fitted through it, too
+
+
+class TrialWeights(SupervisedPlugin):
+    """A meta-step: the loss at weights that the model does not hold."""
+
+    def __init__(self, lend):
+        super().__init__()
+        self.lend, self.steps = lend, []
+
+    def after_backward(self, strategy, **kwargs):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in strategy.model.parameters()]
+        named = zip(strategy.model.named_parameters(), gradients, strict=True)
+        fast = {name: (p - 0.1 * g).detach().requires_grad_() for (name, p), g in named}
+        model = moved(strategy.model, -0.1 * torch.cat([g.flatten() for g in gradients]))
+        if self.lend:
+            with stateless._reparametrize_module(strategy.model, fast):
+                strategy.mb_output = strategy.forward()
+                loss = strategy.criterion()
+        else:
+            strategy.mb_output = torch.func.functional_call(strategy.model, fast, (strategy.mb_x,))
+            loss = strategy.criterion()
+        found = torch.autograd.grad(loss, list(fast.values()), allow_unused=True, materialize_grads=True)
+        self.steps.append((model, strategy.mb_x, strategy.mb_y, torch.cat([g.flatten() for g in found])))
+
+
+@pytest.mark.parametrize("lend", [True, False])
+@every_method
+def test_a_step_at_weights_that_the_model_does_not_hold(method, lend):
+    trial = TrialWeights(lend)
+    strategy = build(method, plugins=[trial])
+    stream = make_benchmark().train_stream
+    if not lend and method != "ssil":
+        with pytest.raises(ValueError, match=r"this model's parameters have not made.*Call strategy\.forward\(\)"):
+            strategy.train(stream[0])
+        return
+    strategy.train(stream[0])
+    reading = Reading(method, strategy)
+    trial.steps.clear()
+
+    class Check(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            model, x, y, gradient = trial.steps[-1]
+            assert torch.allclose(gradient, reading.gradient(model, x, y), atol=1e-5)
+
+    strategy.plugins.insert(2, Check())
+    strategy.train(stream[1])
+    assert trial.steps
+
+
+class LeavesEvaluationMode(SupervisedPlugin):
+    def before_forward(self, strategy, **kwargs):
+        strategy.model.eval()
+
+
+def test_co2l_names_a_model_that_was_left_in_evaluation_mode():
+    strategy = build("co2l", plugins=[LeavesEvaluationMode()])
+    with pytest.raises(ValueError, match=r"evaluation mode within a training step.*class logits.*model\.train\(\)"):
+        strategy.train(make_benchmark().train_stream[0])

@@ -3,7 +3,6 @@
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SPLIT_SEED = 0  # train / test and train / validation are the same for every run; only the class order follows its seed
 PARTS = ("train", "test", "val")
-BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 BANK = ("train_features", "train_labels", "test_features", "test_labels", "class_names", "origin")
 ORIGIN = ("encoder", "weights", "data_digest", "augmentation")  # of its origin, what is told of it
 NOTE = "features of the frozen encoder {encoder} (weights {weights}, data {data_digest}); views: {augmentation}"
@@ -293,7 +291,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                 if any(type(length) is not int or length < 0 for length in shape):  # True is an int to numpy
                     raise ValueError(f"{name} says that its shape is {shape}")
                 headers[name.removesuffix(".npy")] = shape, dtype
-    except BROKEN as error:
+    except Exception as error:  # numpy, zip and zlib fail on damage in many ways
         raise ValueError(f"{path}: not a readable .npz file: {error}. Is it cut off, or something else?") from error
     pickled = [key for key, (_, dtype) in headers.items() if dtype.hasobject]
     if pickled:
@@ -328,7 +326,7 @@ def _parts(path: Path, headers: Mapping[str, Any]) -> list[str]:
 def _member(path: Path, archive: Any, key: str) -> Array:
     try:
         array: Array = archive[key]
-    except BROKEN as error:
+    except Exception as error:
         raise ValueError(f"{path}: {key} cannot be read: {error}. The file is damaged.") from error
     return array
 
@@ -394,6 +392,6 @@ def _bank_members(path: Path, keys: Sequence[str]) -> dict[str, Array]:
             found = {key: archive[key] for key in keys}
         if "origin" in found:
             json.loads(str(found["origin"]))
-    except (*BROKEN, TypeError, AttributeError) as error:
+    except Exception as error:
         raise ValueError(f"{path}: not a feature bank, or a damaged one ({error})") from error
     return found

@@ -49,9 +49,8 @@ def heat_map(axes: Any, title: str, matrix: Any, names: Sequence[str]) -> Any:
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=small, color=shade)
     for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
         places = [*range(count)] if count <= NUMBERED else [0, *range(4, count, 5)]
-        axis.set_ticks(
-            places, [textwrap.shorten(names[place], 20, placeholder="…") for place in places], fontsize="small"
-        )
+        labels = [textwrap.shorten(names[place], 20, placeholder="…") for place in places]
+        axis.set_ticks(places, labels, fontsize="small", parse_math=False)  # names of folders, perhaps with dollars
     if max(map(len, names)) > 3:
         axes.tick_params(axis="x", rotation=90)
     axes.set_title(title, fontsize="small")
