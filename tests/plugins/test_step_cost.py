@@ -60,7 +60,7 @@ def third_step(strategy, stream, begin, end):
     assert len(steps) >= 3
 
 
-@pytest.mark.parametrize(("method", "most"), [("ssil", 27), ("co2l", 39), ("csd", 46)])
+@pytest.mark.parametrize(("method", "most"), [("ssil", 26), ("co2l", 38), ("csd", 45)])
 def test_one_step_passes_few_functions_of_ours(method, most):
     calls = Counter()
 
