@@ -179,7 +179,7 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
     # ---- within an iteration
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Stand in for the forward pass and the criterion until the iteration ends."""
+        """Stand in for the forward pass and the criterion."""
         self.computed, self.backward, self.of_batch = False, [], {}
         if self._step is None:
             self._step = Step(self, strategy)
@@ -203,16 +203,21 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             )
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Give the criterion back; make sure that the objective was trained on: some templates do not ask for it."""
+        """Make sure that the objective was trained on: some templates do not ask for it.
+
+        The criterion stays the method's until the epoch ends, for plugins behind this one that ask for the loss here.
+        """
         if not self.backward:
             self._end_step()
             raise self.own_loss_error(strategy)
-        if self._step is not None:
-            self._step.end()
-        self.backward, self.of_batch = [], {}
+        self.backward = []
         torch.clear_autocast_cache()  # an autocast around a whole training would keep its copies of the first weights
         if self.multi_head:
             self._mask_other_heads(strategy)  # for the metrics, which come next
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Give the criterion back."""
+        self._end_step()
 
     def _end_step(self) -> None:
         if self._step is not None:

@@ -13,12 +13,12 @@ __all__ = ["Step"]
 
 
 class Step:
-    """Stands in for ``strategy.forward()`` and ``strategy._criterion`` during a training iteration.
+    """Stands in for ``strategy.forward()`` and ``strategy._criterion`` from the first iteration of an epoch to its end.
 
     Avalanche calls no plugin in the place of the loss, nor between the last plugin's ``before_forward`` and the model.
-    It stands there for the whole iteration, because the loss may be wanted more than once (SAM, closures, trial steps):
-    each time it is the method's, for the output at hand. For outputs that another plugin has made, and in an
-    evaluation, it is the user's criterion.
+    It stands there all the time, because the loss may be wanted more than once (SAM, closures, trial steps): each time
+    it is the method's, for the output at hand. For outputs that another plugin has made, and in an evaluation, it is
+    the user's criterion.
 
     Args:
         method: the plugin.
@@ -38,7 +38,7 @@ class Step:
     def begin(self) -> None:
         """Stand in, for a new batch."""
         strategy = self.strategy
-        if strategy._criterion is not self._stand_in:  # it is, where another plugin has broken the last batch off
+        if strategy._criterion is not self._stand_in:  # the first batch of an epoch, or one behind an evaluation
             self.criterion, self.own_forward = strategy._criterion, strategy.forward
             self._own_criterion = strategy.criterion
             strategy._criterion, strategy.forward = self._stand_in, self.forward

@@ -337,6 +337,29 @@ def test_a_loop_that_calls_model_and_criterion_itself_twice_a_batch(method):
 # ---- the user's criterion beside it
 
 
+@pytest.mark.parametrize("hook", ["after_backward", "after_update", "after_training_iteration"])
+@pytest.mark.parametrize("first", [True, False])
+@every_method
+def test_the_loss_of_the_batch_is_the_objective_until_the_iteration_has_ended(method, hook, first):
+    """A plugin before or behind the method asks for it again, of the output that has been trained on."""
+    losses = []
+
+    class Ask(SupervisedPlugin):
+        def ask(self, strategy, **kwargs):
+            losses.append((strategy.criterion().item(), strategy.loss.item()))
+
+        locals()[hook] = ask
+
+    strategy = build(method, plugins=[Ask()])
+    if first:
+        strategy.plugins.insert(0, strategy.plugins.pop(1))
+    strategy.train(make_benchmark().train_stream[:2])
+    assert len(losses) == strategy.clock.train_iterations
+    for again, trained in losses:
+        assert again == pytest.approx(trained, abs=1e-5)
+    assert isinstance(strategy._criterion, nn.CrossEntropyLoss)
+
+
 class Beside(SupervisedPlugin):
     """Wants the user's criterion for outputs and labels of its own, in every hook of an iteration."""
 
