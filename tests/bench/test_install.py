@@ -131,7 +131,7 @@ def test_a_newcomer_with_photos_a_network_and_a_method(installed, tmp_path):
     assert (tmp_path / "tuned" / "mine.toml").is_file()
     out = program("run", "mine.toml", "ssil", "csd", "co2l", "naive", *short, "--seeds", "0-1", "--out", "runs")
     assert all(f"| {label}" in out for label in ("EWC, mine", "SS-IL (ours)", "CSD (ours)", "Co2L (ours)", "Naive"))
-    assert "are in runs already" in call_with_errors(installed, "run", "naive", *short, "--out", "runs", cwd=tmp_path)
+    assert "2 in runs already" in call_with_errors(installed, "run", "naive", *short, "--out", "runs", cwd=tmp_path)
     program("run", "naive", *short, "--seeds", "0-1", "--out", "again")
     assert "| naive |" in program("compare", "runs", "again")
     for form in ("md", "csv", "latex"):
