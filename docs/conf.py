@@ -26,6 +26,8 @@ exclude_patterns = ["_build", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = f"{project} {version}"
+html_static_path = ["_static"]
+html_js_files = ["accessible.js"]
 pygments_dark_style = "github-dark"  # its comments are readable on furo's dark background
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

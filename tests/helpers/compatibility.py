@@ -49,7 +49,7 @@ def render(tables: Tables) -> str:
 
 def _render(cells: Cells) -> str:
     rows, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines = [["case", *columns], ["---"] * (len(columns) + 1)]
     lines += [[row, *(cells.get((row, column), "–") for column in columns)] for row in rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 

@@ -65,7 +65,7 @@ def headline_table(everything: Everything) -> Table:
         seeds = {int(result["seed"]) for results in found.values() for result in results}
         cells = (line.column.cell(found[name]) if name in found else NONE for name in METHODS)
         lines.append((line.title, str(line.memory), str(len(seeds)), *cells))
-    columns = ("", "memory", "seeds", *METHODS)
+    columns = ("question", "memory", "seeds", *METHODS)
     return Table(columns, tuple(lines), "l" + "r" * (len(columns) - 1), CAPTION, best=frozenset(best))
 
 
