@@ -338,6 +338,8 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch, capsys, words,
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
+    # Its forks would keep this environment, whoever asks for them later.
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: pytest.fail("worker processes"))
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
 

@@ -33,7 +33,8 @@ def command(parsed: argparse.Namespace) -> int:
         return 0
     if is_first():
         print(matrix.summary(), file=sys.stderr, flush=True)
-    if parsed.on == "local" and matrix.at_once > 1 and parsed.device == "cpu" and matrix.missing:
+    workers = parsed.on == "local" and matrix.at_once > 1 and parsed.device == "cpu" and launched() == 1
+    if workers and matrix.missing:
         _import_for_workers()
     code: int = load("avalanche_contrastive.bench.run.command:run")(parsed, matrix)
     return code
