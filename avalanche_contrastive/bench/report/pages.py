@@ -167,8 +167,8 @@ def fill_page(path: Path, everything: Everything) -> None:
     A marker is `<!-- table:SUITE -->` for the main table, `<!-- table:SUITE ROW ROW ... -->` for those rows,
     `<!-- table:compatibility SUITE -->` for its compatible representations by the first score,
     `<!-- table:all -->` for the final accuracy in every suite, `<!-- table:headline -->` for one line per question, or
-    `<!-- table:claims METHOD -->` for what the method's
-    paper claims; the table ends at `<!-- /table -->`. The first table of a page says what the columns are.
+    `<!-- table:claims METHOD -->` for what the method's paper claims; the table ends at `<!-- /table -->`.
+    The first table of a page says what the columns are.
 
     Raises:
         ValueError: the page has no marker, or one names a suite, a row or a method without results.
