@@ -120,11 +120,11 @@ def mnist_cnn(image_shape: ImageShape) -> Encoder:
     return Encoder(
         500,
         nn.Conv2d(channels, 20, 5),
+        nn.MaxPool2d(2),  # before the rectifier: the same numbers, and a quarter of its work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(50 * rows * columns, 500),
         nn.ReLU(),

@@ -164,6 +164,8 @@ def build(
             f"{config.method}: the strategy does not have the benchmark's evaluator, so nothing would be measured. "
             "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
         )
+    if config.channels_last:
+        built.strategy.model.to(memory_format=torch.channels_last)  # a convolution passes its filters' layout on
     return built
 
 
