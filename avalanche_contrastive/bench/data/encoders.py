@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_contrastive._checks import came
+
 __all__ = ["ENCODERS", "Encoder", "make_encoder"]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,10 +44,9 @@ class Encoder(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.network(x)
         if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(x):
-            form = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 "the encoder must give a vector for each image, (B, D) or (B, D, H, W), got "
-                f"{form} for {tuple(x.shape)}"
+                f"{came(features)} for {tuple(x.shape)}"
             )
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 

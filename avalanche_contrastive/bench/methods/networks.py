@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torchvision.models import get_model, list_models, resnet18  # type: ignore[import-untyped, unused-ignore]
 
+from avalanche_contrastive._checks import came
 from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.config import Config, nearest
 
@@ -239,8 +240,9 @@ def _checked(name: str, module: nn.Module, image_shape: ImageShape) -> Encoder:
     if isinstance(output, Tensor) and getattr(trained, "shape", None) != output.shape:
         output = trained
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
-        form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"network {name!r} must map images (B, C, H, W) to vectors (B, D), got {form} for B = 2")
+        raise ValueError(
+            f"network {name!r} must map images (B, C, H, W) to vectors (B, D), got {came(output)} for B = 2"
+        )
     return Encoder(output.shape[1], module.train())
 
 
