@@ -21,6 +21,8 @@ from avalanche_contrastive.bench.report.plots import COLOURS, FIGURES, drawing
 from avalanche_contrastive.bench.report.tables import figure_titles
 from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def write_report(everything: Everything, path: Path) -> None:
     """Write the report; the same results give the same bytes.
@@ -47,7 +49,7 @@ def report_page(everything: Everything) -> str:
     environment.filters.update(slug=slug, parts=parts)
     environment.tests["code"] = lambda text: isinstance(text, Code)
     rows = [row for grouped in everything.values() for row in grouped.values()]
-    style, script = (_file(name) for name in ("report.css", "report.js"))
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         suites=[*everything],
         counts=[count(len(everything), "suite"), count(len(rows), "row"), count(sum(map(len, rows)), "run")],
@@ -60,10 +62,6 @@ def report_page(everything: Everything) -> str:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         colours=[dark for _, dark in COLOURS],
     )
-
-
-def _file(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _figures(grouped: Grouped, start: str) -> dict[str, Markup]:

@@ -122,11 +122,6 @@ class Comparison:
     n: int
     p: float
 
-    @property
-    def smallest_p(self) -> float:
-        """The least p that so many seeds can give."""
-        return smallest_p(self.n)
-
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """First minus second, seed by seed; the two must be in the same order of seeds (see `check_pairing`).
