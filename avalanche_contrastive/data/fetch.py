@@ -157,7 +157,7 @@ def plan_of(dataset: Any) -> Plan | None:
     attributes = [a for a in dataset._data_attributes.values() if a.use_in_getitem]
     known = dataset.__dict__.get("_batched")
     # A copied dataset carries the original's plan, but always has a tree of its own.
-    if known is None or known[0] is not dataset._flat_data or not _same(known[1], attributes):
+    if known is None or known[0] is not dataset._flat_data or [*map(id, known[1])] != [*map(id, attributes)]:
         known = dataset._flat_data, attributes, _make_plan(dataset._flat_data, attributes)
         dataset.__dict__["_batched"] = known
     plan: Plan | None = known[2]
@@ -185,10 +185,6 @@ def joint_plan(plans: Sequence[Plan | None]) -> Plan | None:
         np.concatenate([plan.target for plan in known]),
         listed=known[0].listed,
     )
-
-
-def _same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> Plan | None:
