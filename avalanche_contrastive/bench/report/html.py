@@ -3,7 +3,6 @@
 import argparse
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from avalanche_contrastive.bench.config import TABLES
-from avalanche_contrastive.bench.files import Everything, write_text
+from avalanche_contrastive.bench.files import Everything, toml, write_text
 from avalanche_contrastive.bench.report.cells import Code, Table, count, listed, parts
 from avalanche_contrastive.bench.report.figures import classes
 from avalanche_contrastive.bench.report.pages import results_page, sections
@@ -81,9 +80,9 @@ def _config(results: Sequence[Result]) -> str:
     options = config.pop("options", {})
     seeds = listed(result["seed"] for result in results)
     lines = [f"# seeds {seeds}; on {results[0]['evaluated_on']} images; read-out: {results[0]['readout']}"]
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
+    lines += [f"{key} = {toml(value)}" for key, value in config.items()]
     lines += ["", "[options]"] if options else []
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
+    lines += [f"{key} = {toml(value)}" for key, value in options.items()]
     return "\n".join(lines)
 
 
