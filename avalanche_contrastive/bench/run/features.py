@@ -50,7 +50,7 @@ def features(parsed: argparse.Namespace) -> int:
         report=_reporter(),
     )
     size = out.stat().st_size / 1e6
-    print(f"{out}: {len(data.train_y):,} training and {len(data.test_y):,} test images, {size:,.0f} MB")
+    print(f"{out}: {len(data.train.y):,} training and {len(data.test.y):,} test images, {size:,.0f} MB")
     print(", ".join(f"{key} {value}" for key, value in origin.items()))
     return 0
 
@@ -79,7 +79,7 @@ def _images(given: str, root: str) -> tuple[Arrays, str, StreamKind]:
     data = load_data(given, root=root)
     if data.features:
         raise ValueError(f"--data: {given} is a feature bank already; images are needed")
-    lost = {"validation images": data.val_x, "domains": data.train_domains}
+    lost = {"validation images": data.val, "domains": data.train.domains}
     for note in [data.note, *(f"the bank is without the {name} of {given}" for name in lost if lost[name] is not None)]:
         if note:
             print(f"note: {note}", file=sys.stderr)
