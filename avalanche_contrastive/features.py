@@ -231,7 +231,7 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
     """What a model gives in the strategy's own forward pass of evaluation, and the labels (B,) of the batch.
 
     The strategy's ``_unpack_minibatch`` and ``forward`` are called, which users override for inputs and outputs of
-    their own; it is lent the model and the batch for that time.
+    their own. For that time it has this model and batch; its own are put back.
 
     Args:
         strategy: any of Avalanche's templates.

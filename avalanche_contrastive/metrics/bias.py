@@ -170,7 +170,7 @@ class BiasMetric(GatheringMetric):
         }
 
     def _measured(self, level: Level, rows: list[tuple[Tensor, ...]]) -> dict[str, Any] | None:
-        """Without what says nothing: matrices of a single experience, shares of no image."""
+        """Leave out matrices of a single experience, and shares of no image."""
         values = super()._measured(level, rows) or {}
         matrices = level != "experience"
         return {k: v for k, v in values.items() if (matrices if isinstance(v, MatrixValue) else v == v)}

@@ -168,11 +168,7 @@ def _some(values: Array) -> str:
 
 
 def check_memory(where: str, needed: int) -> None:
-    """Refuse what will not fit.
-
-    Args:
-        where: begins the message.
-        needed: bytes.
+    """Refuse what needs more bytes than are free; `where` begins the message.
 
     Raises:
         ValueError: with both sizes.

@@ -166,15 +166,10 @@ def subset(strata: Tensor, size: int, key: Sequence[int] = ()) -> Array:
 
 
 def rotation(angle: float, height: int, width: int) -> Tensor:
-    """For each pixel of an image turned counter-clockwise, the pixel that it shows, -1 for none: (H * W,).
+    """For each pixel of an image turned counter-clockwise by degrees, the pixel that it shows, -1 for none: (H * W,).
 
     torchvision's rotation to the nearest pixel, as Avalanche's RotatedMNIST has it, of the pixels' own numbers: what it
     does to them it does to any image, and an image is then turned by one indexing when it is fetched.
-
-    Args:
-        angle: in degrees.
-        height: of the image.
-        width: of the image.
     """
     numbers = torch.arange(1, height * width + 1, dtype=torch.float32).reshape(1, height, width)
     turned: Tensor = rotate(numbers, angle)

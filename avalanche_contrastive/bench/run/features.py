@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
 
 
 def features(parsed: argparse.Namespace) -> int:
-    """Make the bank, or go on with it; 0 when it is there."""
+    """Make the bank, or go on with one that was begun; 0 when it is there."""
     out: Path = parsed.out.expanduser()
     if out.is_dir() or out.suffix != ".npz":
         raise ValueError(f"--out: expected the name of a file that ends in .npz, got {out}")
@@ -56,7 +56,7 @@ def features(parsed: argparse.Namespace) -> int:
 
 
 def fast_in_half(device: torch.device) -> bool:
-    """Whether bfloat16 has instructions of its own there; without them it is slower than float32."""
+    """Whether the device has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
