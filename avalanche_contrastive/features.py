@@ -50,10 +50,6 @@ class _Pass:
     tasks: Any = None  # the task labels that a multi-task model was called with
     result: Any = None
 
-    def widths(self) -> dict[str, int]:
-        """The number of outputs of each classifier layer that ran."""
-        return {call.layer: call.output.shape[-1] for call in self.calls}
-
 
 @dataclass(eq=False)
 class _Record:
@@ -331,7 +327,7 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
             f"feature. {_NAME_IT}"
         )
     if noted.calls and not calls:
-        ran = ", ".join(f"{layer!r} ({width} outputs)" for layer, width in noted.widths().items())
+        ran = ", ".join(dict.fromkeys(f"{call.layer!r} ({call.output.shape[-1]} outputs)" for call in noted.calls))
         widths = ", ".join(str(part.shape[-1]) for part in tensors_in(noted.result) if part.ndim > 0)
         raise ValueError(
             f"none of the classifier layers that ran, {ran}, has made the {widths} outputs of the model: its own last "

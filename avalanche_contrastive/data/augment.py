@@ -106,6 +106,10 @@ class _PlainImages(ABC):
                 result = self._plain(torch.addcmul(mean, x.float(), std)).sub_(mean).div_(std)
         return result.to(x.dtype)
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({options})"
+
     def _plain(self, x: Tensor) -> Tensor:
         self._check_range(x)
         return self._in_parts(x, *self._draw(x))
@@ -188,8 +192,8 @@ class PadCropAugmentation(_PlainImages):
     def __init__(self, padding: int = 4, *, flip: float = 0.5, normalise: Normalisation | None = None) -> None:
         check_count("PadCropAugmentation", 0, padding=padding)
         check_probability("PadCropAugmentation", flip=flip)
-        super().__init__(normalise)
         self.padding, self.flip = padding, flip
+        super().__init__(normalise)
 
     def _draw(self, x: Tensor) -> tuple[Tensor, ...]:
         top, left = torch.randint(-self.padding, self.padding + 1, (2, len(x)), device=x.device)
@@ -197,9 +201,6 @@ class PadCropAugmentation(_PlainImages):
 
     def _apply(self, x: Tensor, *drawn: Tensor) -> Tensor:
         return images.crop(x, *drawn)
-
-    def __repr__(self) -> str:
-        return f"PadCropAugmentation(padding={self.padding}, flip={self.flip}, normalise={self.normalise})"
 
 
 class SimCLRAugmentation(_PlainImages):
@@ -299,7 +300,3 @@ class SimCLRAugmentation(_PlainImages):
         factors = torch.stack([_uniform(limits, x, len(x)) for limits in ranges], dim=1)
         turn = _uniform((-self.hue, self.hue), x, len(x))
         return images.jitter_steps(torch.where(jittered[:, None], factors, 1.0), place), turn * jittered
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
-        return f"SimCLRAugmentation({options})"

@@ -137,9 +137,6 @@ class BiasMetric(GatheringMetric):
         levels: "experience" and "seen", see ``bias_metrics``.
     """
 
-    def __init__(self, levels: Sequence[Level]) -> None:
-        super().__init__(levels)
-
     @property
     def ready(self) -> bool:
         """Whether there are old classes and newest ones."""
