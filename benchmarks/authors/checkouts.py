@@ -57,7 +57,7 @@ CHECKOUTS = {
             "csd",
             "NiccoBiondi/ContrastiveSupervisedDistillation",
             "94d74f9",
-            ("losses.py", "resnet.py", "trainer/plugins.py"),
+            ("losses.py", "resnet.py", "trainer/plugins.py", "metric/recall_at_k.py", "metric/nearest_neighbor.py"),
         ),
         Source(
             "cl2r",

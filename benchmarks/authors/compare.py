@@ -25,7 +25,11 @@ from avalanche_contrastive import __version__
 from avalanche_contrastive.bench.files import write_json
 
 HERE = Path(__file__).parent
-REQUIRED = ("co2l", "ssil", "csd")
+MODULES = {
+    "co2l": ("part_co2l", "part_memory", "part_readout"),
+    "ssil": ("part_ssil",),
+    "csd": ("part_csd_losses", "part_csd"),
+}
 LIBRARIES = ("torch", "torchvision", "avalanche-lib", "numpy", "pytorch-metric-learning")
 
 
@@ -38,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compare.py", description="Compare the methods with their authors' code.")
     for option, source in CHECKOUTS.items():
         text = f"checkout of github.com/{source.repository}, compared at {source.commit}"
-        parser.add_argument(f"--{option}", type=Path, required=option in REQUIRED, metavar="DIR", help=text)
+        parser.add_argument(f"--{option}", type=Path, required=option in MODULES, metavar="DIR", help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
     given = parser.parse_args(words)
     folders = {option: getattr(given, option) for option in CHECKOUTS if getattr(given, option) is not None}
@@ -66,7 +70,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _all_parts(checkouts: dict[str, Checkout]) -> Iterator[Part]:
-    for option, modules in (("co2l", ("co2l", "memory", "readout")), ("ssil", ("ssil",)), ("csd", ("csd",))):
+    for option, modules in (
+        ("co2l", ("co2l", "memory", "readout")),
+        ("ssil", ("ssil",)),
+        ("csd", ("csd_losses", "csd")),
+    ):
         for name in modules:
             yield from importlib.import_module(f"part_{name}").parts(checkouts[option])
     yield from importlib.import_module("part_compatibility").parts(checkouts)
