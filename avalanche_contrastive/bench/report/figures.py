@@ -153,8 +153,7 @@ ACCURACY: Mapping[str, Column] = {
         "normal values, and is wide where they are few.",
     ),
     "average accuracy": _share(
-        get("average_accuracy"),
-        "mean over experiences of the accuracy on the images of all experiences so far.",
+        get("average_accuracy"), "mean over experiences of the accuracy on the images of all experiences so far."
     ),
     "newest": _share(
         get("learning_accuracy"),

@@ -40,9 +40,10 @@ FIGURE_TITLES = {
 }
 
 
-def main_table(grouped: Grouped, *, define: bool = True) -> Table:
-    """Accuracy and Recall@1 of the main rows; with `define` the caption says what the columns are."""
-    return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, ACCURACY, define=define)
+def main_table(grouped: Grouped, *, kind: str = "main", define: bool = True) -> Table:
+    """Accuracy and Recall@1 of the rows of one of TABLES; with `define` the caption says what the columns are."""
+    rows = rows_of(grouped, kind)  # by method, in which order trials stay: their memory may be what is tried
+    return figures_table(rows if kind == "trial" else by_memory(rows, grouped), grouped, ACCURACY, define=define)
 
 
 def compatibility_tables(grouped: Grouped, *, define: bool = True) -> list[tuple[str, Table]]:
@@ -83,11 +84,6 @@ def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
     return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, COST, define=define)
 
 
-def other_table(grouped: Grouped, *, define: bool = True) -> Table:
-    """Avalanche's further strategies, which are not tuned."""
-    return figures_table(by_memory(rows_of(grouped, "other"), grouped), grouped, ACCURACY, define=define)
-
-
 def ablation_table(grouped: Grouped, *, define: bool = True) -> Table:
     """Each ablation under the full method that it takes something from."""
     ablations = rows_of(grouped, "ablation")
@@ -97,11 +93,6 @@ def ablation_table(grouped: Grouped, *, define: bool = True) -> Table:
         rows += [parent, *children] if children else []
     rows += [row for row in ablations if row not in rows]
     return figures_table(rows if ablations else [], grouped, ACCURACY, define=define)
-
-
-def trial_table(grouped: Grouped, *, define: bool = True) -> Table:
-    """What was looked into on validation images."""
-    return figures_table(rows_of(grouped, "trial"), grouped, ACCURACY, define=define)
 
 
 def chosen_table(names: Sequence[str], grouped: Grouped, *, define: bool = True) -> Table:
@@ -116,8 +107,12 @@ def figure_tables(grouped: Grouped, *, define: bool = False) -> list[tuple[str, 
     found = [("accuracy", main)]
     found += [(f"compatibility, {score}", table) for score, table in compatibility_tables(grouped, define=define)]
     found.append(("cost", cost_table(grouped, define=define)))
-    for title, of_kind in (("further strategies", other_table), ("ablations", ablation_table), ("trials", trial_table)):
-        found.append((title, of_kind(grouped, define=define and not main)))
+    define = define and not main
+    found += [
+        ("further strategies", main_table(grouped, kind="other", define=define)),
+        ("ablations", ablation_table(grouped, define=define)),
+        ("trials", main_table(grouped, kind="trial", define=define)),
+    ]
     return [(title, table) for title, table in found if table]
 
 
