@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from sklearn.utils import shuffle
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel, ExperienceSchedule
@@ -99,6 +100,13 @@ def test_classes_come_in_the_order_that_is_asked_for(order, expected, words):
     pairs = [sorted(expected[i : i + 2]) for i in range(0, 10, 2)]
     assert stream.experience_classes == pairs
     assert [sorted(set(e.dataset.targets)) for e in stream.benchmark.train_stream] == pairs
+
+
+def test_the_order_of_ss_ils_rows_is_the_one_of_its_authors():
+    new_ids = shuffle(np.arange(100), random_state=0)  # of each class, as their main.py draws them
+    for row in ("ssil_cifar100", "ssil_cifar100_base50"):
+        order = load_row(row, "paper").config.class_order
+        assert [new_ids[c] for c in order] == list(range(100))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +203,7 @@ def test_the_growing_head_trains_as_one_that_is_replaced_by_a_wider_one():
         experience = type("Experience", (), {"classes_in_this_experience": range(seen - 2, seen)})
         head.train()
         head.adaptation(experience)
+        other.rows = head.weight.detach().clone()  # those of new classes are drawn when they come
         other.grow(seen)
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.5, momentum=0.9) for m in (head, other)]
         for _ in range(4):
@@ -209,6 +218,24 @@ def test_the_growing_head_trains_as_one_that_is_replaced_by_a_wider_one():
     assert (head.weight.norm(dim=1) - 1).abs().max() > 0.01  # moved off the sphere until the next pass
     head.eval()
     assert head(torch.randn(3, 5)).shape == (3, 6)
+
+
+def test_the_row_of_a_class_is_drawn_when_the_class_comes():
+    # Weight decay moves every coordinate by Adam's rate: in the end a row would have few coordinates left, or one.
+    torch.manual_seed(0)
+    head = GrowingUnitHead(64, 6)
+    head.adaptation(type("Experience", (), {"classes_in_this_experience": [0, 1]}))
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01, weight_decay=5e-4)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(torch.randn(8, 64)), torch.randint(0, 2, (8,))).backward()
+        optimizer.step()
+    known = head.weight[:2].detach().clone()
+    assert (nn.functional.normalize(head.weight[2:4]).abs() < 0.01).sum() > 64  # of 128
+    head.adaptation(type("Experience", (), {"classes_in_this_experience": [2, 3]}))
+    assert (nn.functional.normalize(head.weight[2:4]).abs() < 0.01).sum() < 20
+    assert head.weight[2:4].abs().max() <= 1 / 8  # as a linear layer's
+    assert torch.equal(head.weight[:2], known)
 
 
 def test_an_evaluation_does_not_make_the_head_grow():

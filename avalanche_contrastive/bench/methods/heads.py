@@ -29,7 +29,8 @@ class GrowingUnitHead(nn.Linear, DynamicModule):
 
     The rows are divided by their length outside of the graph, before each forward pass, so the optimiser sees the
     gradient as if they were free. The logit of a class that no training experience has had yet is MASKED: its row has
-    no part in any softmax, as if the head had not grown to it. An ``nn.Linear``, so that its input is the feature.
+    no part in any softmax, as if the head had not grown to it. It is drawn when the class comes, as theirs is: an
+    optimiser with weight decay has moved it until then. An ``nn.Linear``, so that its input is the feature.
     """
 
     MASKED = -1000.0
@@ -42,7 +43,11 @@ class GrowingUnitHead(nn.Linear, DynamicModule):
     def adaptation(self, experience: Any) -> None:
         """Grow to the classes of an experience that is trained on."""
         if self.training:
-            self.seen[list(experience.classes_in_this_experience)] = True
+            new = [c for c in experience.classes_in_this_experience if not self.seen[c]]
+            if new and self.seen.any():
+                bound = self.in_features**-0.5
+                self.weight.data[new] = torch.empty_like(self.weight.data[new]).uniform_(-bound, bound)
+            self.seen[new] = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits: the length of the feature times its cosine with each row."""

@@ -1,6 +1,8 @@
 """The tables of one suite, made from result files alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from avalanche_contrastive.bench.config import TABLES, Row
@@ -15,8 +17,10 @@ from avalanche_contrastive.bench.report.figures import (
     compatibility,
     further,
     is_ours,
+    known,
     own_streams,
 )
+from avalanche_contrastive.bench.report.stats import mean_interval
 from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
 SAME = "the same setting"
@@ -46,10 +50,33 @@ def compatibility_tables(grouped: Grouped, *, define: bool = True) -> list[tuple
     """Score and table of compatible representations, for each score that the main rows have."""
     rows = by_memory(rows_of(grouped, "main"), grouped)
     found = dict.fromkeys(s for row in rows for result in grouped[row.name] for s in result.get("compatibility") or {})
-    return [
-        (score, figures_table(rows, grouped, compatibility(score), define=define and n == 0, about=UNSEEN))
-        for n, score in enumerate(found)
+    tables = [
+        figures_table(rows, grouped, compatibility(score), define=define and number == 0, about=UNSEEN)
+        for number, score in enumerate(found)
     ]
+    return [
+        (score, replace(table, notes=(_in_words(rows, grouped, score),)))
+        for score, table in zip(found, tables, strict=True)
+    ]
+
+
+def _in_words(rows: Sequence[Row], grouped: Grouped, score: str) -> str:
+    """Which rows spare the re-embedding of old galleries, and what it costs to spare it."""
+    columns = compatibility(score)
+    spared, costs = [], []
+    for row in rows:
+        changes, gains, tests = (
+            known(grouped[row.name], figure) if (figure := columns[name].figure) else []
+            for name in ("BC", "update gain", "self-test")
+        )
+        if changes and gains and tests:
+            costs.append((100 * fmean(gains), 100 * fmean(tests), row.label))
+            spared += [row.label] if len(changes) > 1 and mean_interval(changes)[1] >= 0 else []
+    given_up = "; ".join(f"{label} {gain:.1f} of {test:.1f}" for gain, test, label in sorted(costs))
+    return (
+        f"No loss in old galleries is shown (the 95 % interval of BC reaches 0) with: {listed(spared) or 'no method'}. "
+        f"Points lost where old galleries are not embedded anew, of the score where they are: {given_up}."
+    )
 
 
 def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
