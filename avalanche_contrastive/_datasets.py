@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 __all__ = [
-    *("StoredSource", "attribute_parts", "fingerprint", "is_source", "iterator_parts", "located", "made_attribute"),
-    *("made_dataset", "made_iterator", "smallest"),
+    *("StoredSource", "attribute_parts", "fingerprint", "indices_of", "is_source", "iterator_parts", "located"),
+    *("made_attribute", "made_dataset", "made_iterator", "part_of", "smallest"),
 ]
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -90,7 +90,7 @@ class _Digest:
             return [value._flat_data]
         if isinstance(value, FlatData):
             self._note("node", len(value), bool(value._can_flatten))
-            self.sha.update(b"" if value._indices is None else _indices_of(value).tobytes())
+            self.sha.update(b"" if value._indices is None else indices_of(value).tobytes())
             groups = (getattr(value, name, None) for name in ("_frozen_transform_groups", "_transform_groups"))
             return [*map(_transforms, groups), *value._datasets]
         if isinstance(value, (list, tuple, range)):
@@ -134,11 +134,18 @@ def _transforms(groups: Any) -> Any:
     return usual, {name: transform for name, transform in table if transform is not None and transform is not usual}
 
 
-def _indices_of(node: FlatData[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def indices_of(node: FlatData[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Positions in the concatenated parts of a node, one for each of its samples."""
     if node._indices is None:
         return np.arange(len(node), dtype=np.int64)
-    return np.fromiter((node._indices[i] for i in range(len(node._indices))), np.int64, len(node._indices))
+    return np.fromiter(node._indices, np.int64, len(node._indices))
+
+
+def part_of(at: Array, ends: Sequence[int]) -> tuple[Array, Array]:
+    """Which of several parts, one after the other, holds each position, and where in it; (N,) each."""
+    edges = np.array([0, *ends], dtype=np.int64)
+    number = np.searchsorted(edges[1:], at, side="right")
+    return number, at - edges[number]
 
 
 def is_source(node: Any) -> bool:
@@ -157,14 +164,11 @@ def located(data: Any, fingerprint_of: Callable[[Any], str]) -> tuple[dict[str, 
             key = node.key if isinstance(node, StoredSource) else fingerprint_of(node)
             sizes.setdefault(key, len(node))
             return np.full(len(positions), list(sizes).index(key), dtype=np.int64), positions
-        flat = _indices_of(node)[positions]
-        ends = np.cumsum([len(part) for part in node._datasets], dtype=np.int64)
-        parts = np.searchsorted(ends, flat, side="right")
-        which, position = np.zeros_like(flat), np.zeros_like(flat)
+        parts, inside = part_of(indices_of(node)[positions], node._cumulative_sizes)
+        which, position = np.zeros_like(inside), np.zeros_like(inside)
         for number in np.unique(parts):
-            rows = np.nonzero(parts == number)[0]
-            part = node._datasets[number]
-            which[rows], position[rows] = find(part, flat[rows] - (ends[number] - len(part)))
+            rows = parts == number
+            which[rows], position[rows] = find(node._datasets[number], inside[rows])
         return which, position
 
     which, position = find(data._flat_data, np.arange(len(data), dtype=np.int64))

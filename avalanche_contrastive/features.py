@@ -217,9 +217,9 @@ class FeatureCapture:
         self._hooks, self._record, self._eager = [], None, None
 
     @contextmanager
-    def listening(self, model: nn.Module, places: Places | None = None) -> Iterator[None]:
+    def listening(self, model: nn.Module) -> Iterator[None]:
         """Attach for one forward pass and be gone if it fails; ``take`` afterwards."""
-        self.attach(model, places)
+        self.attach(model)
         try:
             yield
         except BaseException:

@@ -257,10 +257,7 @@ def embed_dataset(
 
     dataset = dataset.eval() if hasattr(dataset, "eval") else dataset
     loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),
+        dataset, batch_size=batch_size, collate_fn=getattr(dataset, "collate_fn", None), generator=torch.Generator()
     )
     parts = []
     with preserved_modes(model):

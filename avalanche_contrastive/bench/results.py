@@ -200,12 +200,13 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether something is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_number, value))
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def _counts(value: Any) -> bool:
@@ -250,10 +251,11 @@ def _compatibility(value: Any) -> bool:
     rows = [(len(v["matrix"]), row) for v in value.values() for row in v["matrix"]]
     numbers = [x for v in value.values() for key, x in v.items() if key != "matrix"]
     square = all(isinstance(row, list) and len(row) == size for size, row in rows)
-    return square and all(x is None or _number(x) for x in [*numbers, *(x for _, row in rows for x in row)])
+    return square and all(x is None or is_number(x) for x in [*numbers, *(x for _, row in rows for x in row)])
 
 
-NUMBER = (_number, "a number")
+NUMBER = (is_number, "a number")
+NUMBERS = (_numbers, "a list of numbers")
 TEXT = (_text, "a string")
 MATRIX = (_matrix, "a list of rows of numbers, all of one length")
 FIELDS: Mapping[str, tuple[Check, str]] = {
@@ -270,32 +272,24 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     "shown": (_shown, f"a table of strings, its table one of {TABLES}"),
     "task_accuracy_matrix": MATRIX,
     "recall_matrix": MATRIX,
-    "seen_accuracy": (_numbers, "a list of numbers"),
-    "recall_at_1": (_numbers, "a list of numbers"),
-    "final_accuracy": NUMBER,
-    "average_accuracy": NUMBER,
-    "final_task_accuracy": NUMBER,
-    "learning_accuracy": NUMBER,
-    "forgetting": NUMBER,
-    "backward_transfer": NUMBER,
-    "recall_forgetting": NUMBER,
-    "seconds_training": NUMBER,
-    "seconds_total": NUMBER,
+    "seen_accuracy": NUMBERS,
+    "recall_at_1": NUMBERS,
+    **dict.fromkeys(("final_accuracy", "average_accuracy", "final_task_accuracy", "learning_accuracy"), NUMBER),
+    **dict.fromkeys(("forgetting", "backward_transfer", "recall_forgetting"), NUMBER),
+    **dict.fromkeys(("seconds_training", "seconds_total"), NUMBER),
     "seconds_per_experience": (_seconds, "a table of lists of numbers"),
-    "peak_memory_mib": (_numbers, "a list of numbers"),
+    "peak_memory_mib": NUMBERS,
     "peak_memory_of": TEXT,
     "stream": TEXT,
     "class_names": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of strings"),
     "experience_classes": (_classes, "a list of lists of whole numbers"),
-    "angles": (_numbers, "a list of numbers"),
-    "metrics": (
-        lambda value: (
-            isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
-        ),
-        "a table of figures, each with a list of numbers `all`",
-    ),
+    "angles": NUMBERS,
+    "metrics": (_figures, "a table of figures, each with a list of numbers `all`"),
     "compatibility": (_compatibility, "a table of scores, each with a square `matrix` and numbers"),
-    "evaluations": (lambda value: isinstance(value, dict) and all(map(_number, value.values())), "a table of numbers"),
+    "evaluations": (
+        lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+        "a table of numbers",
+    ),
     "git_commit": TEXT,
     "fingerprint": (_texts, "a table of strings"),
 }

@@ -1,11 +1,6 @@
 """Views and augmentations of images, and data sets in memory."""
 
-from avalanche_contrastive.data.augment import (
-    BatchAugmentation,
-    Normalisation,
-    PadCropAugmentation,
-    SimCLRAugmentation,
-)
+from avalanche_contrastive.data.augment import BatchAugmentation, Normalisation, PadCropAugmentation, SimCLRAugmentation
 from avalanche_contrastive.data.fetch import fetch_whole_batches
 from avalanche_contrastive.data.load import in_memory
 from avalanche_contrastive.data.memory import MemoryImages

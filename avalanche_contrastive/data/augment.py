@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_contrastive._checks import check_count, check_probability, check_weight
+from avalanche_contrastive._checks import came, check_count, check_probability, check_weight
 from avalanche_contrastive.data import images
 
 __all__ = ["BatchAugmentation", "Normalisation", "PadCropAugmentation", "SimCLRAugmentation"]
@@ -50,10 +50,7 @@ class BatchAugmentation:
     def __call__(self, x: Tensor) -> Tensor:
         """Augment (B, C, H, W) floats into the same shape."""
         if x.ndim != 4 or not x.is_floating_point():
-            raise ValueError(
-                f"BatchAugmentation: x must be a floating-point batch (B, C, H, W), got {x.dtype} of shape "
-                f"{tuple(x.shape)}."
-            )
+            raise ValueError(f"BatchAugmentation: x must be a floating-point batch (B, C, H, W), got {came(x)}.")
 
         def draw(low: float, high: float) -> Tensor:
             return torch.empty(len(x), device=x.device).uniform_(low, high)
@@ -100,8 +97,7 @@ class _PlainImages(ABC):
         """Augment (B, C, H, W) floats into the same shape."""
         name = type(self).__name__
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-            given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: a batch must be floating-point of shape (B, C, H, W), got {given}.")
+            raise ValueError(f"{name}: a batch must be floating-point of shape (B, C, H, W), got {came(x)}.")
         with torch.autocast(x.device.type, enabled=False):
             if self.normalise is None:
                 result = self._plain(x.float())

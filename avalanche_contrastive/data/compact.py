@@ -8,6 +8,8 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 
+from avalanche_contrastive._datasets import indices_of, part_of
+
 __all__ = ["compacted"]
 
 
@@ -54,10 +56,9 @@ def _in_use(nodes: Sequence[Any]) -> tuple[list[Any], list[int]]:
     which, rows = [], []
     for node in nodes:
         flat = isinstance(node, FlatData) and node._can_flatten
-        places = np.arange(len(node)) if not flat or node._indices is None else np.fromiter(node._indices, np.int64)
         children: Sequence[Any] = node._datasets if flat else [node]
-        ends = np.cumsum([len(child) for child in children])
-        child = np.searchsorted(ends, places, side="right")
+        places, ends = (indices_of(node), node._cumulative_sizes) if flat else (np.arange(len(node)), [len(node)])
+        child, inside = part_of(places, ends)
         number_of = np.full(len(children), -1)
         for used in np.unique(child).tolist():
             key = id(children[used])
@@ -66,6 +67,6 @@ def _in_use(nodes: Sequence[Any]) -> tuple[list[Any], list[int]]:
                 leaves.append(children[used])
             number_of[used] = numbers[key]
         which.append(number_of[child])
-        rows.append(places - np.concatenate([[0], ends])[child])
+        rows.append(inside)
     starts = np.concatenate([[0], np.cumsum([len(leaf) for leaf in leaves])])
     return leaves, (np.concatenate(rows) + starts[np.concatenate(which)]).tolist()

@@ -27,6 +27,7 @@ from avalanche.benchmarks.utils.transforms import TupleTransform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
+from avalanche_contrastive._datasets import part_of
 from avalanche_contrastive.data.memory import Batch, Indices, MemoryImages
 
 __all__ = ["Plan", "fetch_whole_batches", "joint_plan", "plan_of"]
@@ -84,7 +85,7 @@ class _Concatenated(ConcatDataset[Any]):
         if batch is not None:
             return batch
         at = np.asarray(indices, dtype=np.int64)
-        number, local = _locate(at, self.cumulative_sizes)
+        number, local = part_of(at, self.cumulative_sizes)
         # Avalanche's samplers give one dataset's indices after the other's.
         if not len(at) or at.min() < 0 or at.max() >= len(self) or (np.diff(number) < 0).any():
             return [self[i] for i in indices]
@@ -157,7 +158,7 @@ def plan_of(dataset: Any) -> Plan | None:
     attributes = [a for a in dataset._data_attributes.values() if a.use_in_getitem]
     known = dataset.__dict__.get("_batched")
     # A copied dataset carries the original's plan, but always has a tree of its own.
-    if known is None or known[0] is not dataset._flat_data or not _same(known[1], attributes):
+    if known is None or known[0] is not dataset._flat_data or [*map(id, known[1])] != [*map(id, attributes)]:
         known = dataset._flat_data, attributes, _make_plan(dataset._flat_data, attributes)
         dataset.__dict__["_batched"] = known
     plan: Plan | None = known[2]
@@ -185,10 +186,6 @@ def joint_plan(plans: Sequence[Plan | None]) -> Plan | None:
         np.concatenate([plan.target for plan in known]),
         listed=known[0].listed,
     )
-
-
-def _same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> Plan | None:
@@ -232,7 +229,7 @@ class _Finder:
         if len(node._datasets) == 1:
             leaf, row, target = self.find(node._datasets[0], _subset(node, at), listed=listed)
         else:
-            which, local = _locate(_subset(node, at), node._cumulative_sizes)
+            which, local = part_of(_subset(node, at), node._cumulative_sizes)
             found = np.empty((3, len(at)), dtype=np.int64)
             for child in np.unique(which).tolist():
                 places = np.flatnonzero(which == child)
@@ -281,13 +278,6 @@ def _class_mapping(groups: Any, group: str) -> tuple[bool, list[Indices]]:
     return True, [mapping]
 
 
-def _locate(at: Indices, cumulative: Sequence[int]) -> tuple[Indices, Indices]:
-    """Which of several concatenated datasets, and where in it."""
-    ends = np.asarray(cumulative, dtype=np.int64)
-    number = np.searchsorted(ends, at, side="right")
-    return number, at - np.concatenate([[0], ends])[number]
-
-
 def _subset(node: Any, at: Indices) -> Indices:
     """Positions in a node's datasets, of positions in the node."""
     indices = node._indices
@@ -318,7 +308,7 @@ def _attribute_values(node: Any, at: Indices) -> Indices:
         return chosen
     if type(node) is not FlatData:
         raise _UnknownError
-    number, local = _locate(_subset(node, at), node._cumulative_sizes)
+    number, local = part_of(_subset(node, at), node._cumulative_sizes)
     values = np.empty(len(at), dtype=np.int64)
     for which in np.unique(number).tolist():
         places = np.flatnonzero(number == which)

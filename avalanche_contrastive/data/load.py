@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from copy import copy
+from itertools import accumulate
 from typing import Any, Literal
 
 import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with Avalanche
@@ -15,7 +16,7 @@ from avalanche.benchmarks.utils.data import AvalancheDataset, _FlatDataWithTrans
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from avalanche_contrastive._checks import check_choice, check_count
+from avalanche_contrastive._checks import came, check_choice, check_count
 from avalanche_contrastive.data.augment import Normalisation
 from avalanche_contrastive.data.fetch import fetch_whole_batches
 from avalanche_contrastive.data.memory import MemoryImages, collate
@@ -98,19 +99,11 @@ def _load(datasets: Sequence[Any], images: str, transforms: str, num_workers: in
         _refuse_draws(data)
     x, y = _all_samples(seen, images, num_workers)
     if transforms == "same":
-        for begin, data in zip(_begins(filled), filled, strict=True):
+        for begin, data in zip(accumulate(map(len, filled), initial=0), filled, strict=False):
             if isinstance(data, AvalancheDataset):
                 _refuse_draws(data.train())
                 _refuse_other_images(data.train(), x, begin, num_workers)
     return x, y
-
-
-def _begins(datasets: Sequence[Any]) -> list[int]:
-    """Where each of several data sets begins, one after the other."""
-    begins = [0]
-    for data in datasets:
-        begins.append(begins[-1] + len(data))
-    return begins[:-1]
 
 
 def _all_samples(datasets: Sequence[Any], images: str, num_workers: int) -> tuple[Tensor, Tensor]:
@@ -171,13 +164,9 @@ def _sample(data: Any, sample: Any) -> tuple[Tensor, int]:
         parts = f"{len(sample)} parts" if isinstance(sample, (tuple, list)) else type(sample).__name__
         raise TypeError(f"in_memory: a sample must be (image, label), got {parts}.")
     image, label = sample[:2]
-    if (
-        not isinstance(image, Tensor)
-        or image.ndim != 3
-        or not (image.is_floating_point() or image.dtype == torch.uint8)
-    ):
-        given = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"in_memory: an image must be a tensor (C, H, W), got {given}. Is a ToTensor missing?")
+    is_image = isinstance(image, Tensor) and (image.is_floating_point() or image.dtype == torch.uint8)
+    if not is_image or image.ndim != 3:
+        raise TypeError(f"in_memory: an image must be a tensor (C, H, W), got {came(image)}. Is a ToTensor missing?")
     if isinstance(label, bool) or not hasattr(label, "__index__"):
         raise TypeError(f"in_memory: a label must be an integer, got {type(label).__name__}.")
     return image, int(label)
@@ -226,7 +215,7 @@ def _loaded_datasets(datasets: Sequence[Any], loaded: Any) -> list[Any]:
         return list(datasets)
     leaf = loaded(datasets)
     result = []
-    for begin, data in zip(_begins(datasets), datasets, strict=True):
+    for begin, data in zip(accumulate(map(len, datasets), initial=0), datasets, strict=False):
         rows = _FlatDataWithTransform([leaf], indices=list(range(begin, begin + len(data))))
         rows = rows.with_transforms(data._flat_data._transform_groups.current_group)
         attributes = list(data._data_attributes.values())

@@ -20,6 +20,7 @@ __all__ = ["FeatureMetric", "GatheringMetric", "Level", "MatrixValue", "chosen_l
 
 Level = Literal["experience", "stream", "seen", "old"]
 SUFFIX: dict[Level, str] = {"experience": "Exp", "stream": "Stream", "seen": "Seen", "old": "Old"}
+CELL = 32  # pixels of a matrix's number in its picture
 
 
 def chosen_levels(name: str, **levels: bool) -> tuple[Level, ...]:
@@ -53,15 +54,11 @@ class MatrixValue(AlternativeValues):
     def __init__(self, matrix: Tensor, *, by_row: bool = True) -> None:
         self.matrix = matrix.detach().cpu()
         shares = self.matrix / self.matrix.sum(dim=1, keepdim=True).clamp(min=1) if by_row else self.matrix
-        super().__init__(TensorImage(_picture(shares)), self.matrix)
+        grey = shares.float().nan_to_num(0.0).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+        super().__init__(TensorImage(grey[None]), self.matrix)
 
     def __str__(self) -> str:
         return "\n" + str(self.matrix)
-
-
-def _picture(shares: Tensor, cell: int = 32) -> Tensor:
-    """Shares as a grey image (1, H, W): white is 1, black is 0 or no number."""
-    return shares.float().nan_to_num(0.0).repeat_interleave(cell, 0).repeat_interleave(cell, 1)[None]
 
 
 class GatheringMetric(PluginMetric[dict[str, Any]], ABC):

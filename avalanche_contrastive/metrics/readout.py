@@ -82,7 +82,7 @@ class _Linear:
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        features = _checked("a fitted read-out", features, self.weight.shape[1])
+        features = _checked(features, self.weight.shape[1])
         if self.origin is not None:
             features = features - self.origin
         if self.unit:
@@ -100,7 +100,7 @@ class _Voters:
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        features = _checked("a fitted read-out", features, self.features.shape[1])
+        features = _checked(features, self.features.shape[1])
         classes, target = torch.unique(self.y, return_inverse=True)
         voters = target[nearest_neighbours(features, self.k, gallery=self.features, distance=self.distance)]
         votes = torch.zeros(len(features), len(classes), device=self.y.device)
@@ -109,12 +109,12 @@ class _Voters:
         return winners
 
 
-def _checked(name: str, features: Tensor, width: int) -> Tensor:
-    check_features(name, "features", features)
+def _checked(features: Tensor, width: int) -> Tensor:
+    check_features("a fitted read-out", "features", features)
     if features.shape[1] != width:
         raise ValueError(
-            f"{name}: it was fitted to features of width {width}, got {features.shape[1]}. Are both from the same "
-            "layer of the same model?"
+            f"a fitted read-out: it was fitted to features of width {width}, got {features.shape[1]}. Are both from "
+            "the same layer of the same model?"
         )
     return full_precision(features)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -78,14 +79,18 @@ def as_matrix(name: str, argument: str, x: Numbers) -> Array:
     return matrix.astype(float)
 
 
-def draw_cells(axes: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
-    """Shares in [0, 1] as shades, with texts on them that can be read."""
+def draw_cells(axes: Axes, shares: Array) -> list[list[Text]]:
+    """Shares in [0, 1] as shades, with their numbers in per cent on them, which are given back row by row."""
     axes.set_facecolor("0.9")  # of cells without a number
     axes.imshow(np.ma.masked_invalid(shares), cmap="cividis", vmin=0, vmax=1)
     size = 11 if max(shares.shape) <= 6 else 8 if max(shares.shape) <= 12 else 5
-    for (i, j), share in np.ndenumerate(shares):
+
+    def number(i: int, j: int, share: float) -> Text:
+        words = "–" if np.isnan(share) else f"{100 * share:.0f}"
         colour = "white" if share <= 0.5 else "black"
-        axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=size, color=colour)
+        return axes.text(j, i, words, ha="center", va="center", fontsize=size, color=colour)
+
+    return [[number(i, j, share) for j, share in enumerate(row)] for i, row in enumerate(shares)]
 
 
 def name_ticks(

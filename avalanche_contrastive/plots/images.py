@@ -110,12 +110,7 @@ def _densest(points: Array, neighbours: int = 10) -> Array:
 
 
 def plot_retrieval(
-    axes: Axes,
-    queries: Numbers,
-    neighbours: Numbers,
-    correct: Numbers,
-    *,
-    labels: Sequence[str] | None = None,
+    axes: Axes, queries: Numbers, neighbours: Numbers, correct: Numbers, *, labels: Sequence[str] | None = None
 ) -> Axes:
     """A strip for each query: the query and its nearest images, those of its class and those of others marked.
 

@@ -36,7 +36,7 @@ def plot_matrix(
         ValueError: no matrix, or names of another number.
     """
     r = as_matrix("plot_matrix", "matrix", matrix)
-    draw_cells(axes, r, [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in r])
+    draw_cells(axes, r)
     name_ticks("plot_matrix", axes, rows, columns, r.shape)
     edge = np.repeat(np.arange(min(r.shape) + 1), 2) - 0.5
     axes.plot(edge[1:], edge[:-1], color="white", linewidth=2.5, solid_joinstyle="miter")
@@ -62,7 +62,7 @@ def plot_task_confusion(axes: Axes, counts: Numbers, *, names: Sequence[str] | N
         raise ValueError(f"plot_task_confusion: counts must be a square matrix of numbers >= 0, got shape {c.shape}.")
     total = c.sum(axis=1, keepdims=True)
     shares = np.divide(c, total, out=np.full_like(c, np.nan), where=total > 0)
-    draw_cells(axes, shares, [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in shares])
+    draw_cells(axes, shares)
     name_ticks("plot_task_confusion", axes, names, names, c.shape)
     axes.set(
         xlabel="experience of the predicted class", ylabel="experience of the true class", title="images (% of row)"
@@ -100,10 +100,9 @@ def plot_compatibility(
             f"{name}: matrix must be square and ties 'compatible' or 'incompatible', got shape {c.shape} and {ties!r}."
         )
     c = np.where(np.tri(len(c), dtype=bool), c, np.nan)
-    words = [["–" if np.isnan(x) else f"{100 * x:.0f}" for x in row[: t + 1]] for t, row in enumerate(c)]
-    before = len(axes.texts)
-    draw_cells(axes, c, [row + [""] * (len(c) - len(row)) for row in words])
-    cells = list(axes.texts)[before:]
+    cells = draw_cells(axes, c)
+    for t, k in np.argwhere(~np.tri(len(c), dtype=bool)):
+        cells[t][k].set_text("")
     name_ticks(name, axes, names, names, c.shape)
     self_test = np.broadcast_to(np.diag(c), c.shape)
     compatible = (c >= self_test if ties == "compatible" else c > self_test) & np.tri(len(c), k=-1, dtype=bool)
@@ -112,9 +111,9 @@ def plot_compatibility(
         axes.add_patch(
             Rectangle((k - 0.42, t - 0.42), 0.84, 0.84, fill=False, edgecolor="black", linewidth=2, path_effects=halo)
         )
-        cells[t * len(c) + k].set_weight("bold")
+        cells[t][k].set_weight("bold")
     for k in range(len(c)):
-        axes.plot([k - 0.2, k + 0.2], [k + 0.3, k + 0.3], color=cells[k * len(c) + k].get_color(), linewidth=1.5)
+        axes.plot([k - 0.2, k + 0.2], [k + 0.3, k + 0.3], color=cells[k][k].get_color(), linewidth=1.5)
     axes.set(xlim=(-0.5, len(c) - 0.5), ylim=(len(c) - 0.5, -0.5))
     axes.set(xlabel="gallery stored after experience", ylabel="queries by the model after experience")
     axes.set_title(f"{value} (%); framed: as good as the self-test")

@@ -20,7 +20,7 @@ from avalanche_contrastive.bench.files import read_json, write_json
 from avalanche_contrastive.bench.run import cluster
 from avalanche_contrastive.bench.run.cluster import Scheduler, SlurmOptions, submit_jobs
 from avalanche_contrastive.bench.run.execute import run_job
-from avalanche_contrastive.bench.run.pool import Job
+from avalanche_contrastive.bench.run.job import Job
 from avalanche_contrastive.bench.run.progress import Progress
 
 ROOT = Path(__file__).parents[2]

@@ -383,3 +383,25 @@ def test_a_damaged_result_is_refused_by_name(wrong, tmp_path):
     saved(tmp_path, made("naive", 0, method="naive", compatibility=wrong))
     with pytest.raises(ValueError, match=r"naive-seed0.json: compatibility must be a table of scores"):
         results.load_all(tmp_path)
+
+
+def test_what_sparing_the_re_embedding_costs_is_said_in_words(tmp_path):
+    worse = [[[0.5, NAN], [0.4 - shift, 0.8]] for shift in (0.0, 0.002)]
+    level = [[[0.5, NAN], [0.5 + shift, 0.6]] for shift in (0.01, -0.02)]
+    for seed in range(2):
+        saved(
+            tmp_path,
+            made("naive", seed, method="naive", compatibility=with_scores(worse[seed])),
+            made("csd", seed, method="csd", compatibility=with_scores(level[seed])),
+            made("plain", seed),
+        )
+    ((_, table),) = tables.compatibility_tables(results.load_all(tmp_path)["mine"])
+    assert table.notes == (
+        "No loss in old galleries is shown (the 95 % interval of BC reaches 0) with: Csd. Points lost where old "
+        "galleries are not embedded anew, of the score where they are: Csd 10.5 of 60.0; Naive 40.1 of 80.0.",
+    )
+
+
+def test_one_seed_cannot_show_that_nothing_is_lost(grouped):
+    ((_, table),) = tables.compatibility_tables(grouped)
+    assert "reaches 0) with: no method." in table.notes[0]

@@ -12,7 +12,7 @@ from avalanche_contrastive.bench import cli
 from avalanche_contrastive.bench.config import METHODS, load_row, updated
 from avalanche_contrastive.bench.files import read_json
 from avalanche_contrastive.bench.run import matrix, measure
-from avalanche_contrastive.bench.run.build import check
+from avalanche_contrastive.bench.run.build import build, check, stream_of
 from avalanche_contrastive.bench.run.execute import execute
 
 SUITE = "split_digits"
@@ -177,3 +177,21 @@ def test_every_other_method_trains_in_it(name):
     if name in rows:
         result = execute(updated(rows[name].config, {**TINY, "precision": "bf16"}, where="test"), 0)
         assert 0 <= result["final_accuracy"] <= 1
+
+
+def test_channels_last_is_the_same_up_to_rounding():
+    config = updated(load_row("co2l", SUITE).config, {**TINY, "network": "small_cnn"}, where="test")
+    plain, last = (execute(replace(config, channels_last=value), 0) for value in (False, True))
+    assert last["config"]["channels_last"] is True
+    assert last["accuracy_matrix"][-1] == pytest.approx(plain["accuracy_matrix"][-1], abs=0.05)
+
+
+def test_channels_last_reaches_every_filter():
+    config = updated(load_row("co2l", SUITE).config, {**TINY, "network": "small_cnn"}, where="test")
+    stream = stream_of(config, 0)
+    strategy = build(replace(config, channels_last=True), stream, torch.device("cpu")).strategy
+    strategy.train(stream.benchmark.train_stream[0])
+    models = [strategy.model, strategy.plugins[0].teacher]
+    filters = [p for model in models for p in model.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert filters
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)

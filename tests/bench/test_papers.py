@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from sklearn.utils import shuffle
 from torch import nn
 
 from avalanche_contrastive import ContrastiveModel, ExperienceSchedule
@@ -99,6 +100,13 @@ def test_classes_come_in_the_order_that_is_asked_for(order, expected, words):
     pairs = [sorted(expected[i : i + 2]) for i in range(0, 10, 2)]
     assert stream.experience_classes == pairs
     assert [sorted(set(e.dataset.targets)) for e in stream.benchmark.train_stream] == pairs
+
+
+def test_the_order_of_ss_ils_rows_is_the_one_of_its_authors():
+    new_ids = shuffle(np.arange(100), random_state=0)  # of each class, as their main.py draws them
+    for row in ("ssil_cifar100", "ssil_cifar100_base50"):
+        order = load_row(row, "paper").config.class_order
+        assert [new_ids[c] for c in order] == list(range(100))
 
 
 @pytest.mark.parametrize(

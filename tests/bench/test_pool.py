@@ -24,8 +24,9 @@ from avalanche_contrastive import _outside as outside
 from avalanche_contrastive.bench.config import Config, load_row, updated
 from avalanche_contrastive.bench.run import pool, progress
 from avalanche_contrastive.bench.run.execute import run_job
+from avalanche_contrastive.bench.run.job import Job, last_line
 from avalanche_contrastive.bench.run.measure import PeakMemory, clock, describe_device, is_out_of_memory
-from avalanche_contrastive.bench.run.pool import Job, run_jobs
+from avalanche_contrastive.bench.run.pool import run_jobs
 from avalanche_contrastive.bench.run.progress import Progress
 
 RESULT = {"final_accuracy": 0.5, "recall_at_1": [0.25], "seconds_total": 1.0}
@@ -382,9 +383,9 @@ def test_the_device_in_words():
 def test_a_failed_run_is_told_by_the_first_line_of_its_error():
     trace = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n    f()\n    ^^^\n'
     cuda = "RuntimeError: CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`.\n"
-    assert pool.last_line(trace + cuda) == "RuntimeError: CUDA error: unspecified launch failure"
-    assert pool.last_line(f"{trace}ValueError: why\n  a note\n") == "ValueError: why"
+    assert last_line(trace + cuda) == "RuntimeError: CUDA error: unspecified launch failure"
+    assert last_line(f"{trace}ValueError: why\n  a note\n") == "ValueError: why"
     chained = f"{trace}ValueError: why\n\nDuring handling of the above exception, another occurred:\n\n"
-    assert pool.last_line(f"{chained}{trace}{cuda}") == "RuntimeError: CUDA error: unspecified launch failure"
-    assert pool.last_line("its worker process died") == "its worker process died"
-    assert pool.last_line("end of log:\n(nothing)\nSlurm job 1 ended") == "Slurm job 1 ended"
+    assert last_line(f"{chained}{trace}{cuda}") == "RuntimeError: CUDA error: unspecified launch failure"
+    assert last_line("its worker process died") == "its worker process died"
+    assert last_line("end of log:\n(nothing)\nSlurm job 1 ended") == "Slurm job 1 ended"

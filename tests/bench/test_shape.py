@@ -59,7 +59,7 @@ from avalanche_contrastive import bench
 from avalanche_contrastive.bench import cli
 from avalanche_contrastive.bench.config import Config, Row
 from avalanche_contrastive.bench.methods.networks import Setting
-from avalanche_contrastive.bench.run.pool import Job
+from avalanche_contrastive.bench.run.job import Job
 
 ROOM, visited = str(Path(bench.__file__).parent), []
 

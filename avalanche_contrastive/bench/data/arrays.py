@@ -281,12 +281,13 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         ValueError: not a whole `.npz`, or one with pickled objects.
     """
     headers = {}
+    form: Any = np.lib.format
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2
+                    version = form.read_magic(member)
+                    read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
                     shape, _, dtype = read(member)
                 if any(type(length) is not int or length < 0 for length in shape):  # True is an int to numpy
                     raise ValueError(f"{name} says that its shape is {shape}")
@@ -300,10 +301,6 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
             "Store plain arrays of one shape and type."
         )
     return headers
-
-
-def _read_header_2(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    return np.lib.format.read_array_header_2_0(member)
 
 
 def _parts(path: Path, headers: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """The augmentations by name: a callable that maps an image batch to one of the same shape, with a draw per image."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -40,7 +39,7 @@ def make_augmentation(
         features: of a bank, in the place of images: a stored view is drawn, and there is no other augmentation.
 
     Raises:
-        ValueError: unknown name or keyword, or a shape, normalisation or number of channels that cannot be.
+        ValueError: unknown name, or a normalisation or number of channels that cannot be.
     """
     if features:
         if name:
@@ -49,11 +48,6 @@ def make_augmentation(
     if name not in AUGMENTATIONS and ":" not in name:
         hint = nearest(str(name), AUGMENTATIONS)
         raise ValueError(f"unknown augmentation {name!r}{hint}, or '' for the stream's own")
-    unknown = set(keywords) - set(inspect.signature(BatchAugmentation).parameters)
-    if unknown:
-        raise ValueError(f"augmentation: keywords must be those of BatchAugmentation, got {', '.join(sorted(unknown))}")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"augmentation: image_shape must be (C, H, W), each >= 1, got {image_shape}")
     channels = image_shape[0]
     if normalise is not None and {len(values) for values in normalise} != {channels}:
         raise ValueError(

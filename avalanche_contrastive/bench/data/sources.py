@@ -161,7 +161,7 @@ def _digits() -> Arrays:
 def _download(kind: Download, folder: Path) -> Arrays:
     content = folder / kind.content
     try:
-        with _alone(folder, content), _nothing_half([content, *([folder / kind.archive] if kind.archive else [])]):
+        with _alone(folder, [content, *([folder / kind.archive] if kind.archive else [])]):
             train, test = _leaves(kind, folder)
     except Exception as error:  # whatever goes wrong in downloading, unpacking and reading
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -208,9 +208,14 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
 
 
 @contextmanager
-def _alone(folder: Path, content: Path) -> Iterator[None]:
-    """Keep several processes from downloading the same thing at once; after a failure nothing new is left."""
-    lock = folder / ".download.lock"
+def _alone(folder: Path, wanted: Sequence[Path]) -> Iterator[None]:
+    """Keep several processes from downloading the same thing at once; after a failure nothing new is left.
+
+    Args:
+        folder: of the download.
+        wanted: what it consists of, the content first; what is there of it before stays in any case.
+    """
+    lock, content = folder / ".download.lock", wanted[0]
     created = [path for path in content.parents if not path.exists()]  # the innermost first
     locked_before = lock.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,9 +223,15 @@ def _alone(folder: Path, content: Path) -> Iterator[None]:
     needed = access(folder, W_OK) and (lock.exists() or not content.exists())
     try:
         with FileLock(lock) if needed else nullcontext():
+            new = [path for path in wanted if not path.exists()]
             try:
                 yield
             except BaseException:
+                for path in new:
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
                 if not locked_before:  # as long as it is ours: another process may wait for it, and makes its own
                     lock.unlink(missing_ok=True)
                 raise
@@ -228,21 +239,6 @@ def _alone(folder: Path, content: Path) -> Iterator[None]:
         with suppress(OSError):  # one that is not empty stays, and all around it
             for path in created:
                 path.rmdir()
-        raise
-
-
-@contextmanager
-def _nothing_half(paths: Sequence[Path]) -> Iterator[None]:
-    """If it fails or is interrupted, remove those of these paths that were not there before."""
-    new = [path for path in paths if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
         raise
 
 

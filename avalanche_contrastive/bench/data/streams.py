@@ -107,12 +107,12 @@ def make_stream(
         raise ValueError(f"{name}: scenario must be one of {', '.join(kind.scenarios)}; got {scenario!r}.")
     if min(experiences, base_classes, train_images, test_images) < 0:
         raise ValueError(f"{name}: experiences, base_classes, train_images and test_images must not be negative.")
-    if scenario == "domain":
-        _refuse_classes(name, base_classes=base_classes, class_order=class_order)
+    if scenario == "domain" and (base_classes or class_order):
+        key = "base_classes" if base_classes else "class_order"
+        raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
     fetch_whole_batches()
     loaded, apart = _set_apart(_load(kind, data, root, validation, image_size), unseen, data)
-    order = (class_order, base_classes)
-    stream = _cut(loaded, seed, scenario, experiences, (train_images, test_images), order)
+    stream = _cut(loaded, seed, scenario, experiences, (train_images, test_images), (class_order, base_classes))
     name = unseen if isinstance(unseen, str) else f"classes {', '.join(map(str, unseen))}"
     return stream if apart is None or validation else with_unseen(stream, *apart, name)
 
@@ -154,12 +154,6 @@ def _cut(
     sizes = class_sizes(classes, experiences or kind.experiences, order[1])
     found, words = _order(order[0], classes, seed)
     return _classes(loaded, found, sizes, words, task_labels=scenario == "task")
-
-
-def _refuse_classes(name: str, **given: Any) -> None:
-    for key, value in given.items():
-        if value:
-            raise ValueError(f"{name}: {key} means nothing in the domain scenario, where no experience adds classes.")
 
 
 def subset(strata: Tensor, size: int, key: Sequence[int] = ()) -> Array:

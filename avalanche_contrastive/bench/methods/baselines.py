@@ -52,12 +52,12 @@ def naive(s: Setting) -> Built:
 
 def joint(s: Setting) -> Built:
     """All classes at once, the upper end."""
-    return Built(_strategy(s, UniformJoint), LINEAR)
+    return Built(s.strategy(UniformJoint), LINEAR)
 
 
 def cumulative(s: Setting) -> Built:
     """All data so far at every experience."""
-    return Built(_strategy(s, UniformCumulative), LINEAR)
+    return Built(s.strategy(UniformCumulative), LINEAR)
 
 
 def from_scratch(s: Setting) -> Built:
@@ -95,16 +95,15 @@ def er_aml(
             f"hold {s.classes}: take a larger memory"
         )
     model = s.classifier()
-    strategy = RepairedERAML(
+    strategy = s.strategy(
+        RepairedERAML,
         model=model,
         feature_extractor=model.encoder,
-        optimizer=s.optimizer(model.parameters()),
         mem_size=s.config.memory,
         batch_size_mem=batch_size_mem,
         temp=temp,
         base_temp=base_temp,
         same_task_neg=same_task_neg,
-        **s.keywords(),
     )
     return Built(strategy, LINEAR)
 
@@ -135,7 +134,7 @@ def gdumb(s: Setting, *, memory_epochs: int = 60) -> Built:
             as those.
     """
     epochs = memory_epochs or s.config.epochs
-    return Built(_strategy(s, UniformGDumb, mem_size=s.config.memory, train_epochs=epochs), LINEAR)
+    return Built(s.strategy(UniformGDumb, mem_size=s.config.memory, train_epochs=epochs), LINEAR)
 
 
 def gss(s: Setting, *, mem_strength: int = 10, batch_size_mem: int = 32) -> Built:
@@ -146,10 +145,9 @@ def gss(s: Setting, *, mem_strength: int = 10, batch_size_mem: int = 32) -> Buil
         batch_size_mem: rows of the memory in each step.
     """
     plugin = StreamGSS(s.config.memory, mem_strength, s.image_shape, batch_size_mem)
-    model = s.classifier()
-    keywords = s.keywords()
-    keywords["plugins"].insert(0, plugin)  # it stores the images as they come and replays before any augmentation
-    return Built(Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords), LINEAR)
+    strategy = s.naive()
+    strategy.plugins.insert(0, plugin)  # it stores the images as they come and replays before any augmentation
+    return Built(strategy, LINEAR)
 
 
 def rar(
@@ -192,10 +190,9 @@ def la_maml(
     Args:
         batch_size_mem: rows of the memory in each step.
     """
-    model = TaskBlind(s.classifier())
-    strategy = RepairedLaMAML(
-        model=model,
-        optimizer=s.optimizer(model.parameters()),
+    strategy = s.strategy(
+        RepairedLaMAML,
+        model=TaskBlind(s.classifier()),
         n_inner_updates=n_inner_updates,
         second_order=second_order,
         alpha_init=alpha_init,
@@ -203,7 +200,6 @@ def la_maml(
         grad_clip_norm=grad_clip_norm,
         max_buffer_size=s.config.memory,
         buffer_mb_size=batch_size_mem,
-        **s.keywords(),
     )
     return Built(strategy, LINEAR)
 
@@ -357,11 +353,8 @@ def cope(s: Setting, *, p_size: int = 100, alpha: float = 0.99, T: float = 0.1, 
         alpha=alpha,
         T=T,
     )
-    keywords = s.keywords(criterion=plugin.ppp_loss)
-    keywords["plugins"].append(plugin)
-    return Built(
-        Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords), "nearest of the evolved prototypes"
-    )
+    strategy = s.strategy(Naive, plugin, model=model, criterion=plugin.ppp_loss)
+    return Built(strategy, "nearest of the evolved prototypes")
 
 
 def slda(s: Setting, *, shrinkage_param: float = 1e-4, streaming_update_sigma: bool = True) -> Built:
@@ -383,17 +376,11 @@ def slda(s: Setting, *, shrinkage_param: float = 1e-4, streaming_update_sigma: b
 def cwr(s: Setting) -> Built:
     """CWR*: the network is frozen after the first experience, the head's rows are consolidated."""
     model = s.classifier()
-    keywords = s.keywords()
-    keywords["plugins"].append(CWRStarPlugin(model, "head", freeze_remaining_model=True))
-    return Built(Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords), LINEAR)
-
-
-def _strategy(s: Setting, strategy: Any, **options: Any) -> Any:
-    model = s.classifier()
-    return strategy(model=model, optimizer=s.optimizer(model.parameters()), **s.keywords(**options))
+    plugin = CWRStarPlugin(model, "head", freeze_remaining_model=True)
+    return Built(s.strategy(Naive, plugin, model=model), LINEAR)
 
 
 def _with_memory(s: Setting, strategy: Any, *, batch_size_mem: int, **options: Any) -> Any:
     # DER and ER-ACE replay nothing, without an error, where a replay batch is larger than the memory.
     rows = min(batch_size_mem, s.config.memory)
-    return _strategy(s, strategy, mem_size=s.config.memory, batch_size_mem=rows, **options)
+    return s.strategy(strategy, mem_size=s.config.memory, batch_size_mem=rows, **options)

@@ -120,11 +120,11 @@ def mnist_cnn(image_shape: ImageShape) -> Encoder:
     return Encoder(
         500,
         nn.Conv2d(channels, 20, 5),
+        nn.MaxPool2d(2),  # before the rectifier: the same numbers, and a quarter of its work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(50 * rows * columns, 500),
         nn.ReLU(),
@@ -274,10 +274,9 @@ class UnitLength(nn.Module):
         return nn.functional.normalize(x, dim=1)
 
 
-def projection(features: int, size: int, *, hidden: int = 0, unit_length: bool) -> nn.Sequential:
-    """Two-layer projection head, as the contrastive papers have it; ``hidden`` 0 means as wide as the features."""
-    hidden = hidden or features
-    layers: list[nn.Module] = [nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, size)]
+def projection(features: int, size: int, *, unit_length: bool) -> nn.Sequential:
+    """Two-layer projection head, as the contrastive papers have it."""
+    layers = nn.Linear(features, features), nn.ReLU(), nn.Linear(features, size)
     return nn.Sequential(*layers, *([UnitLength()] if unit_length else []))
 
 
@@ -337,16 +336,20 @@ class Setting:
         copied = {**self.common, "plugins": list(self.common["plugins"])}
         return {**copied, "criterion": nn.CrossEntropyLoss(), **others}
 
-    def naive(self, *plugins: Any, head: Callable[[int, int], nn.Module] = nn.Linear) -> Naive:
+    def strategy(self, kind: Callable[..., Any], *plugins: Any, model: nn.Module | None = None, **options: Any) -> Any:
+        """A strategy of Avalanche's kind with these plugins and options, of a model or of a fresh classifier."""
+        model = self.classifier() if model is None else model
+        keywords = self.keywords(**options)
+        keywords["plugins"] += plugins
+        return kind(model=model, optimizer=self.optimizer(model.parameters()), **keywords)
+
+    def naive(self, *plugins: Any, head: Callable[[int, int], nn.Module] = nn.Linear) -> Any:
         """Fine-tuning of a fresh classifier with these plugins: a whole method is one line.
 
         Example:
             ``def my_ewc(s, *, strength=1.0): return s.naive(EWCPlugin(ewc_lambda=strength))``
         """
-        model = self.classifier(head)
-        keywords = self.keywords()
-        keywords["plugins"] += plugins
-        return Naive(model=model, optimizer=self.optimizer(model.parameters()), **keywords)
+        return self.strategy(Naive, *plugins, model=self.classifier(head))
 
 
 @dataclass(frozen=True)

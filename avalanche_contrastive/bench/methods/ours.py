@@ -79,8 +79,7 @@ def csd(s: Setting, *, head: str = "linear", **options: Any) -> Built:
 
 def _strategy(s: Setting, name: str, model: nn.Module, options: Mapping[str, Any], **others: Any) -> Any:
     method = METHODS[name]
-    keywords = {**method.keywords(options), **others, **s.keywords()}
-    return load(method.strategy)(model=model, optimizer=s.optimizer(model.parameters()), **keywords)
+    return s.strategy(load(method.strategy), model=model, **method.keywords(options), **others)
 
 
 def _memory(s: Setting, storage: str) -> dict[str, Any]:

@@ -80,9 +80,6 @@ def gem(s: Setting, *, memory_strength: float = 0.5) -> Built:
     return Built(s.naive(SharedGEM(s.config.memory, memory_strength)), LINEAR)
 
 
-def _with_features(s: Setting, kind: type[Classifier], plugin: Any) -> Naive:
+def _with_features(s: Setting, kind: type[Classifier], plugin: Any) -> Any:
     plain = s.classifier()
-    model = kind(plain.encoder, plain.head)
-    keywords = s.keywords()
-    keywords["plugins"].append(plugin)
-    return Naive(model=model, optimizer=s.optimizer(model.parameters()), **keywords)
+    return s.strategy(Naive, plugin, model=kind(plain.encoder, plain.head))

@@ -53,7 +53,7 @@ class Table:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.strip() for cell in cells) + " |"
 
 
 def _cell(text: str, *, best: bool) -> str:
@@ -63,19 +63,12 @@ def _cell(text: str, *, best: bool) -> str:
 
 def _escaped(text: str) -> str:
     """Words as they may stand anywhere in Markdown, cells of tables included."""
-    return re.sub(r"([|\\`*<]|\](?=\())", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([|\\`*<]|\](?=\())", r"\\\1", re.sub(r"\s+", " ", text))
 
 
 def markdown(prose: str) -> str:
     """A paragraph as Markdown."""
-    return "".join(f"`{part}`" if code else _escaped_inside(part) for part, code in parts(prose))
-
-
-def _escaped_inside(part: str) -> str:
-    """Words with the spaces around them, which stand before or after code."""
-    return (
-        part[: len(part) - len(part.lstrip())] + _escaped(part) + part[len(part.rstrip()) :] if part.strip() else part
-    )
+    return "".join(f"`{part}`" if code else _escaped(part) for part, code in parts(prose))
 
 
 def defined(definition: tuple[str, str]) -> str:

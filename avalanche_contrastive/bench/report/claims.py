@@ -10,14 +10,7 @@ from typing import Any
 
 from avalanche_contrastive.bench.config import nearest, read_toml
 from avalanche_contrastive.bench.report.cells import NONE, Table
-from avalanche_contrastive.bench.report.figures import (
-    PUBLISHED,
-    Figure,
-    aligned,
-    by_size,
-    difference_cells,
-    stream_of,
-)
+from avalanche_contrastive.bench.report.figures import PUBLISHED, Figure, aligned, by_size, difference_cells, stream_of
 from avalanche_contrastive.bench.report.published import check_keys
 from avalanche_contrastive.bench.report.stats import compare
 from avalanche_contrastive.bench.results import Grouped, Result

@@ -43,7 +43,7 @@ class Column:
         cell: what several seeds of one row come to.
         meaning: a sentence without its subject.
         figure: of one result, where the best of the column can be told.
-        better: 1 where higher is better, -1 where lower is.
+        better: 1 where higher is better, -1 where lower is; 0: no row is the best.
     """
 
     cell: Cell
@@ -153,8 +153,7 @@ ACCURACY: Mapping[str, Column] = {
         "normal values, and is wide where they are few.",
     ),
     "average accuracy": _share(
-        get("average_accuracy"),
-        "mean over experiences of the accuracy on the images of all experiences so far.",
+        get("average_accuracy"), "mean over experiences of the accuracy on the images of all experiences so far."
     ),
     "newest": _share(
         get("learning_accuracy"),
@@ -227,10 +226,10 @@ def compatibility(score: str) -> Mapping[str, Column]:
         "AM": _share(
             of("average_multimodel_accuracy"), "average multi-model accuracy, mean of C on and below the diagonal."
         ),
-        "update gain": Column(
-            spread_of(of("update_gain")),
-            "mean over the old galleries of C[T, T] - C[T, k]: what embedding them anew would add, and who spares it "
-            "gives up.",
+        "update gain": _share(
+            of("update_gain"),
+            "mean over the old galleries of C[T, T] - C[T, k]: what embedding them anew would add.",
+            0,
         ),
     }
 
@@ -377,7 +376,7 @@ def best_cells(rows: Sequence[Row], grouped: Grouped, columns: Sequence[Column])
 def best_of(among: Mapping[Key, Sequence[Result]], column: Column) -> list[Key]:
     """Which of several rows have the best mean or one within its 95 % interval; none where fewer than two compete."""
     figure = column.figure
-    if figure is None:
+    if figure is None or column.better == 0:
         return []
     values = {key: known(results, figure) for key, results in among.items()}
     means = {key: column.better * fmean(of_row) for key, of_row in values.items() if of_row}

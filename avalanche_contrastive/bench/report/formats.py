@@ -9,7 +9,7 @@ from typing import Any
 from avalanche_contrastive.bench.files import Everything, write_text
 from avalanche_contrastive.bench.report.cells import SUPERSCRIPTS, Table, parts
 from avalanche_contrastive.bench.report.tables import all_tables, figure_tables
-from avalanche_contrastive.bench.results import Result, load_all
+from avalanche_contrastive.bench.results import Result, is_number, load_all
 
 TIDY = ("suite", "row", "seed", "experience", "metric", "value")
 NO_FIGURES = ("seed", "test_images", "class_order", "experience_classes", "angles", "processes")
@@ -115,21 +115,17 @@ def _figures(result: Result) -> Iterator[tuple[int, str, float]]:
     for key, value in {**result, **nested}.items():
         if key in NO_FIGURES:
             continue
-        if _is_number(value):
+        if is_number(value):
             yield last, key + of, value
         elif isinstance(value, list):
             first = last - len(value) + 1  # joint training: its only step is after the last experience
             for experience, item in enumerate(value, first):
-                if _is_number(item):
+                if is_number(item):
                     yield experience, key + of, item
                 elif isinstance(item, list):
                     name = MATRICES.get(key, key)
-                    values = ((j, x) for j, x in enumerate(item, 1) if _is_number(x))
+                    values = ((j, x) for j, x in enumerate(item, 1) if is_number(x))
                     yield from ((experience, f"{name}_on_{j}{of}", x) for j, x in values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _csv(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from avalanche_contrastive.bench.config import TABLES
-from avalanche_contrastive.bench.files import Everything, write_text
+from avalanche_contrastive.bench.files import Everything, toml, write_text
 from avalanche_contrastive.bench.report.cells import Code, Table, count, listed, parts
 from avalanche_contrastive.bench.report.figures import classes
 from avalanche_contrastive.bench.report.pages import results_page, sections
 from avalanche_contrastive.bench.report.plots import COLOURS, FIGURES, drawing
 from avalanche_contrastive.bench.report.tables import figure_titles
 from avalanche_contrastive.bench.results import Grouped, Result, load_all, rows_of
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(everything: Everything, path: Path) -> None:
@@ -47,7 +48,7 @@ def report_page(everything: Everything) -> str:
     environment.filters.update(slug=slug, parts=parts)
     environment.tests["code"] = lambda text: isinstance(text, Code)
     rows = [row for grouped in everything.values() for row in grouped.values()]
-    style, script = (_file(name) for name in ("report.css", "report.js"))
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         suites=[*everything],
         counts=[count(len(everything), "suite"), count(len(rows), "row"), count(sum(map(len, rows)), "run")],
@@ -60,10 +61,6 @@ def report_page(everything: Everything) -> str:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         colours=[dark for _, dark in COLOURS],
     )
-
-
-def _file(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _figures(grouped: Grouped, start: str) -> dict[str, Markup]:
@@ -83,9 +80,9 @@ def _config(results: Sequence[Result]) -> str:
     options = config.pop("options", {})
     seeds = listed(result["seed"] for result in results)
     lines = [f"# seeds {seeds}; on {results[0]['evaluated_on']} images; read-out: {results[0]['readout']}"]
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
+    lines += [f"{key} = {toml(value)}" for key, value in config.items()]
     lines += ["", "[options]"] if options else []
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
+    lines += [f"{key} = {toml(value)}" for key, value in options.items()]
     return "\n".join(lines)
 
 

@@ -27,9 +27,7 @@ from avalanche_contrastive.bench.report.tables import (
     definitions,
     figure_titles,
     main_table,
-    other_table,
     settings_tables,
-    trial_table,
 )
 from avalanche_contrastive.bench.results import Grouped, load_all, suite_of
 
@@ -108,9 +106,9 @@ def _parts(grouped: Grouped) -> list[Part]:
         *(Part(f"compatible representations, {score}", table) for score, table in compatibility_tables(grouped)),
         Part("cost", cost_table(grouped, define=False)),
         Part("paired comparisons", comparison_table(grouped)),
-        Part("further strategies of Avalanche", other_table(grouped, define=False), OTHERS_NOTE),
+        Part("further strategies of Avalanche", main_table(grouped, kind="other", define=False), OTHERS_NOTE),
         Part("ablations", ablation_table(grouped, define=False), ABLATIONS_NOTE),
-        Part("looked into, on validation images", trial_table(grouped, define=False), TRIALS_NOTE),
+        Part("looked into, on validation images", main_table(grouped, kind="trial", define=False), TRIALS_NOTE),
         Part("settings", own, SETTINGS_NOTE.format(suite=suite_of(grouped)), folded=True),
         *(Part("settings that follow another row", table, folded=True) for table in following),
     ]

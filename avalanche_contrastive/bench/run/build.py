@@ -20,9 +20,9 @@ from avalanche_contrastive.bench.data.own_stream import own_stream
 from avalanche_contrastive.bench.data.streams import make_stream
 from avalanche_contrastive.bench.methods.networks import NETWORKS, Built, Setting
 from avalanche_contrastive.bench.run.compatible import unseen_metrics
+from avalanche_contrastive.bench.run.job import Report
 from avalanche_contrastive.bench.run.measure import autocast, device_of, is_out_of_memory, no_memory
 from avalanche_contrastive.bench.run.plugins import BatchAugment, OwnMetric, PlainBackward, ReportProgress, TaskAccuracy
-from avalanche_contrastive.bench.run.pool import Report
 from avalanche_contrastive.metrics import retrieval_metrics
 from avalanche_contrastive.parallel.joining import processes
 from avalanche_contrastive.parallel.plugin import DataParallel
@@ -84,16 +84,16 @@ def check(config: Config) -> None:
         if getattr(config, key) < 1:
             raise ValueError(f"{config.method}: {key} must be at least 1, got {getattr(config, key)}")
     fewest = min(config.epochs, config.epochs_later or config.epochs)
-    for wrong, words in {
-        config.warmup_epochs >= fewest: f"warmup_epochs must be fewer than the epochs, {fewest}",
-        max(config.milestones, default=0) >= fewest: f"milestones must lie before the last epoch, {fewest}",
-        bool(config.data) != (config.stream == "own"): "stream 'own' and `data` go together, one is set without the "
-        "other. Use `--data PATH`",
-        bool(config.milestones)
-        != (config.schedule == "steps"): "milestones belong to schedule 'steps', and it to them",
-        bool(config.augmentation) and not config.augment: f"augmentation {config.augmentation!r} needs augment = true",
-        config.lr_later == 0: "lr_later must be above 0",
-    }.items():
+    without_data = bool(config.data) != (config.stream == "own")
+    without_steps = bool(config.milestones) != (config.schedule == "steps")
+    for wrong, words in (
+        (config.warmup_epochs >= fewest, f"warmup_epochs must be fewer than the epochs, {fewest}"),
+        (max(config.milestones, default=0) >= fewest, f"milestones must lie before the last epoch, {fewest}"),
+        (without_data, "stream 'own' and `data` go together, one is set without the other. Use `--data PATH`"),
+        (without_steps, "milestones belong to schedule 'steps', and it to them"),
+        (config.augmentation and not config.augment, f"augmentation {config.augmentation!r} needs augment = true"),
+        (config.lr_later == 0, "lr_later must be above 0"),
+    ):
         if wrong:
             raise ValueError(f"{config.method}: {words}")
 
@@ -164,6 +164,8 @@ def build(
             f"{config.method}: the strategy does not have the benchmark's evaluator, so nothing would be measured. "
             "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
         )
+    if config.channels_last:
+        built.strategy.model.to(memory_format=torch.channels_last)  # a convolution passes its filters' layout on
     return built
 
 

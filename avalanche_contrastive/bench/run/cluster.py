@@ -24,7 +24,8 @@ from typing import Any
 
 from avalanche_contrastive._outside import importable, own_folders
 from avalanche_contrastive.bench.files import read_json, write_json
-from avalanche_contrastive.bench.run.pool import Job, Work, figures, last_line
+from avalanche_contrastive.bench.report.cells import count
+from avalanche_contrastive.bench.run.job import Job, Outcome, Work, Write
 from avalanche_contrastive.bench.run.progress import Progress
 
 ARRAY_SIZE = 1000  # Slurm's own limit is 1001 where nobody changed MaxArraySize
@@ -105,7 +106,7 @@ def submit_jobs(
     jobs: Sequence[Job],
     out: Path,
     work: Work,
-    write: Callable[[Job, dict[str, Any]], None],
+    write: Write,
     *,
     progress: Progress,
     options: SlurmOptions,
@@ -136,22 +137,18 @@ def submit_jobs(
         tasks = _known(jobs, submitted)
         new = [job for job in jobs if job.id not in tasks]
         if tasks:
-            progress.say(f"Slurm has {_runs(len(tasks))} already, from an earlier call")
+            progress.say(f"Slurm has {count(len(tasks), 'run')} already, from an earlier call")
         for begin in range(0, len(new), ARRAY_SIZE):
             part = new[begin : begin + ARRAY_SIZE]
             ids = _submit(part, folder, work, write, options, scheduler)
             tasks |= {job.id: id for job, id in zip(part, ids, strict=True)}
             submitted += [_entry(job, id) for job, id in zip(part, ids, strict=True)]
             write_json(folder / "submitted.json", {"runs": submitted})
-            progress.say(f"submitted {_runs(len(part))} as job {ids[0].split('_')[0]}; logs are in {folder}")
+            progress.say(f"submitted {count(len(part), 'run')} as job {ids[0].split('_')[0]}; logs are in {folder}")
     if not options.wait:
         progress.say("the runs write their results themselves; the same command shows what is there and waits again")
         return []
     return _wait({tasks[job.id]: job for job in jobs}, folder, progress, scheduler)
-
-
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _check_installed(scheduler: Scheduler) -> None:
@@ -206,12 +203,7 @@ def _known(jobs: Sequence[Job], submitted: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _submit(
-    jobs: Sequence[Job],
-    folder: Path,
-    work: Work,
-    write: Callable[[Job, dict[str, Any]], None],
-    options: SlurmOptions,
-    scheduler: Scheduler,
+    jobs: Sequence[Job], folder: Path, work: Work, write: Write, options: SlurmOptions, scheduler: Scheduler
 ) -> list[str]:
     """One job array; the ids of its tasks."""
     import submitit
@@ -250,9 +242,7 @@ def _submit(
     return [task.job_id for task in tasks]
 
 
-def run_task(
-    job: Job, work: Work, write: Callable[[Job, dict[str, Any]], None], threads: int, note: Path, folders: Sequence[str]
-) -> dict[str, Any]:
+def run_task(job: Job, work: Work, write: Write, threads: int, note: Path, folders: Sequence[str]) -> dict[str, Any]:
     """The run, on its node: do it, write the result, say now and then where it is.
 
     Args:
@@ -294,7 +284,7 @@ def _wait(tasks: Mapping[str, Job], folder: Path, progress: Progress, scheduler:
     """Until every task has a result or cannot get one any more; what went wrong."""
     waiting = dict(tasks)
     seen_over: dict[str, float] = {}  # when a task without a result was first seen to be over
-    failed = []
+    failed: list[tuple[Job, str]] = []
     began = time.monotonic()
     with closing(progress):
         try:
@@ -306,7 +296,7 @@ def _wait(tasks: Mapping[str, Job], folder: Path, progress: Progress, scheduler:
                     outcome = _outcome(id, state, folder, there, seen_over, scheduler)
                     if outcome is not None:
                         del waiting[id]
-                        failed += _ended(job, outcome, progress)
+                        failed += progress.ended(job, outcome)
                     elif state not in ("PENDING", "UNKNOWN"):
                         _show(job, folder, progress)
                 progress.note = _counts(waiting, states, len(failed))
@@ -331,12 +321,12 @@ def _asked(scheduler: Scheduler, progress: Progress) -> dict[str, str] | None:
 
 def _counts(waiting: Mapping[str, Job], states: Mapping[str, str] | None, failed: int) -> str:
     counts = Counter((states or {}).get(id, "unknown").lower() for id in waiting)
-    return ", ".join([*(f"{count} {state}" for state, count in sorted(counts.items())), f"{failed} failed"])
+    return ", ".join([*(f"{number} {state}" for state, number in sorted(counts.items())), f"{failed} failed"])
 
 
 def _outcome(
     id: str, state: str, folder: Path, there: set[str], seen_over: dict[str, float], scheduler: Scheduler
-) -> dict[str, Any] | str | None:
+) -> Outcome | None:
     """A task's result, what went wrong with it, or None while it is not over."""
     import submitit
 
@@ -362,15 +352,6 @@ def _tail(path: Path) -> str:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
     except FileNotFoundError:
         return "(there is no such file: the job did not start)"
-
-
-def _ended(job: Job, outcome: dict[str, Any] | str, progress: Progress) -> list[tuple[Job, str]]:
-    """Say how a run ended; the failure, if it is one."""
-    if isinstance(outcome, str):
-        progress.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
-        return [(job, outcome)]
-    progress.finished(job, f"{figures(outcome)} · {outcome['seconds_total']:.1f} s")
-    return []
 
 
 def _show(job: Job, folder: Path, progress: Progress) -> None:

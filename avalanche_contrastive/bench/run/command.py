@@ -9,19 +9,15 @@ from typing import Any
 
 from avalanche_contrastive._launch import launched
 from avalanche_contrastive.bench import results
-from avalanche_contrastive.bench.files import (
-    check_writable,
-    checkpoint_path,
-    remove_checkpoint,
-    write_text,
-)
+from avalanche_contrastive.bench.files import check_writable, checkpoint_path, remove_checkpoint, write_text
 from avalanche_contrastive.bench.report import tables
 from avalanche_contrastive.bench.run import together
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import run_job
+from avalanche_contrastive.bench.run.job import Job
 from avalanche_contrastive.bench.run.logs import Logs, check_logs
 from avalanche_contrastive.bench.run.matrix import Matrix
-from avalanche_contrastive.bench.run.pool import Job, train_along
+from avalanche_contrastive.bench.run.pool import train_along
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 
 

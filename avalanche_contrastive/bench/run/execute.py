@@ -25,14 +25,12 @@ from avalanche_contrastive.bench.report.stats import (
 from avalanche_contrastive.bench.results import fingerprint
 from avalanche_contrastive.bench.run.build import build, check, steps_of, stream_of
 from avalanche_contrastive.bench.run.compatible import compatibility_figures
+from avalanche_contrastive.bench.run.job import Job, Report
 from avalanche_contrastive.bench.run.logs import Logs, log_metrics, logging
 from avalanche_contrastive.bench.run.measure import PeakMemory, autocast, clock, describe_device, device_of
-from avalanche_contrastive.bench.run.pool import Job, Report
 from avalanche_contrastive.bench.run.resume import COSTS, Keeper
 from avalanche_contrastive.metrics.base import MatrixValue
 from avalanche_contrastive.parallel.joining import processes
-
-EVAL_BATCH = 256
 
 
 def execute(
@@ -210,9 +208,8 @@ def matrices(figures: Sequence[Mapping[str, Any]], experiences: int) -> dict[str
     """R[i][j] of each metric that has one: its value on experience j after training step i."""
 
     def matrix(start: str) -> list[list[float]] | None:
-        if not any(name.startswith(start) for name in figures[0]):
-            return None
-        return [[_figure(step, start, f"/Exp{j:03d}") for j in range(experiences)] for step in figures]
+        is_there = any(name.startswith(start) for name in figures[0])
+        return _matrix(figures, start, experiences) if is_there else None
 
     return {
         "accuracy_matrix": matrix("Top1_Acc_Exp/"),
@@ -253,9 +250,7 @@ def own_figures(config: Config, figures: Sequence[Mapping[str, Any]], experience
     """By the name of its function, each metric of your own: of every experience and of all after each step."""
     return {
         name: {
-            "matrix": [
-                [_figure(step, f"Own {name}_Exp/", f"/Exp{j:03d}") for j in range(experiences)] for step in figures
-            ],
+            "matrix": _matrix(figures, f"Own {name}_Exp/", experiences),
             "all": [_figure(step, f"Own {name}_Stream/") for step in figures],
         }
         for name in (metric.partition(":")[2] for metric in config.metrics)
@@ -279,6 +274,10 @@ def versions() -> dict[str, str]:
     for name in ("avalanche-lib", "torchvision", "numpy", "scikit-learn"):
         found[name] = importlib.metadata.version(name)
     return {**found, "avalanche-contrastive": __version__}
+
+
+def _matrix(figures: Sequence[Mapping[str, Any]], start: str, experiences: int) -> list[list[float]]:
+    return [[_figure(step, start, f"/Exp{j:03d}") for j in range(experiences)] for step in figures]
 
 
 def _figure(figures: Mapping[str, Any], start: str, end: str = "") -> float:

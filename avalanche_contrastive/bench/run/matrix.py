@@ -16,6 +16,7 @@ from avalanche_contrastive.bench import results
 from avalanche_contrastive.bench.config import Config, Row, completed, same_config
 from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import clock_time, result_path
+from avalanche_contrastive.bench.report.cells import count
 from avalanche_contrastive.bench.selection import OWN_SUITE, chosen_rows
 from avalanche_contrastive.registry import load
 
@@ -93,7 +94,7 @@ class Matrix:
     def summary(self) -> str:
         """One line: how many runs there are, how many are done, how long the others may take and how that is known."""
         done = len(self.wanted) - len(self.missing)
-        words = f"{_count(len(self.wanted), 'run')} of {self.rows[0].config.suite}, {done} in {self.out} already"
+        words = f"{count(len(self.wanted), 'run')} of {self.rows[0].config.suite}, {done} in {self.out} already"
         return f"{words}; {self._left()}" if self.missing else words
 
     def table(self) -> str:
@@ -117,7 +118,7 @@ class Matrix:
             return f"{len(self.missing)} to do{at_once}, and nothing was measured that would tell how long they take"
         total = max(max(known), sum(known) / min(self.at_once, len(known)))
         unknown = len(self.missing) - len(known)
-        rest = f", and {_count(unknown, 'run')} of which no time is known" if unknown else ""
+        rest = f", and {count(unknown, 'run')} of which no time is known" if unknown else ""
         places = dict.fromkeys(self._estimates[row.name][1].partition(",")[0] for row, _ in self.missing)
         return (
             f"{len(self.missing)} to do{at_once}: about {clock_time(max(total, 1.0))}{rest}, by the seconds in "
@@ -189,7 +190,3 @@ def _ranges(seeds: Sequence[int]) -> str:
         else:
             words.append(str(seed))
     return ",".join(words) or "-"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from avalanche_contrastive._launch import launched
+from avalanche_contrastive.bench.report.cells import count
 from avalanche_contrastive.parallel.joining import local_device
 
 MIB = 1024 * 1024
@@ -169,11 +170,8 @@ def describe_device(device: torch.device | str = "cpu") -> str:
     device = torch.device(device)
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
-    threads = torch.get_num_threads()
-    name = _processor()
-    machine = platform.machine()
-    about = f"{name}, {machine}" if name else machine
-    return f"{device.type} ({about}), {threads} thread{'s' * (threads != 1)}"
+    about = ", ".join(filter(None, [_processor(), platform.machine()]))
+    return f"{device.type} ({about}), {count(torch.get_num_threads(), 'thread')}"
 
 
 def _processor() -> str:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_contrastive._outside import find
+from avalanche_contrastive.metrics.base import emitted
 
 REPLAY_LOADER = "replay_loader"  # how Avalanche's strategies and plugins call a replay loader of their own
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -107,8 +107,7 @@ class TaskAccuracy(PluginMetric[float]):
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Emit the experience's accuracy."""
-        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
-        return [MetricValue(self, name, self.result(), strategy.clock.train_iterations)]
+        return [emitted(self, strategy, str(self), self.result(), experience=True)]
 
     def __str__(self) -> str:
         return "TaskAcc_Exp"
@@ -150,15 +149,13 @@ class OwnMetric(PluginMetric[float]):
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Emit the figure of the experience."""
-        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
-        return [MetricValue(self, name, self._of(self.whole[-1]), strategy.clock.train_iterations)]
+        return [emitted(self, strategy, f"{self}_Exp", self._of(self.whole[-1]), experience=True)]
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Emit the figure of the stream."""
-        name = f"Own {self.name.partition(':')[2]}_Stream/eval_phase/test_stream"
-        value = self.result()
+        value = emitted(self, strategy, f"{self}_Stream", self.result(), experience=False)
         self.reset()
-        return [MetricValue(self, name, value, strategy.clock.train_iterations)]
+        return [value]
 
     def _of(self, batches: list[tuple[Tensor, Tensor]]) -> float | None:
         if not batches:
@@ -172,7 +169,7 @@ class OwnMetric(PluginMetric[float]):
             raise ValueError(f"metric {self.name} must return a number, got {type(value).__name__}") from error
 
     def __str__(self) -> str:
-        return f"Own {self.name.partition(':')[2]}_Exp"
+        return f"Own {self.name.partition(':')[2]}"
 
 
 class ReportProgress(SupervisedPlugin):

@@ -18,22 +18,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from avalanche_contrastive._launch import launched
-from avalanche_contrastive.bench.config import Config
 from avalanche_contrastive.bench.run import together
+from avalanche_contrastive.bench.run.job import Job, Key, Outcome, Work, Write
 from avalanche_contrastive.bench.run.measure import is_out_of_memory, no_memory
-from avalanche_contrastive.bench.run.progress import Key, Progress
-
-Outcome = dict[str, Any] | str  # a result, or what went wrong
-Report = Callable[..., None]  # share done in [0, 1], where the run stands in words, and the milestone it has reached
+from avalanche_contrastive.bench.run.progress import Progress
 
 REPORT_SECONDS = 0.2  # between two messages of one run
 # Workers on Linux are forks of one process that imports, and no more. A fork of this process would copy torch's threads
@@ -41,41 +36,8 @@ REPORT_SECONDS = 0.2  # between two messages of one run
 START = "forkserver" if sys.platform == "linux" else "spawn"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to be done; `key` is for whoever asked for it, `checkpoint` is where a killed run goes on from."""
-
-    name: str
-    config: Config
-    seed: int
-    validation: bool = False
-    device: str = "cpu"
-    root: str = ""
-    key: Any = None
-    checkpoint: Path | None = None
-    logs: Any = None  # a `Logs`
-
-    @property
-    def id(self) -> Key:
-        """What tells the runs of one call apart."""
-        return self.name, self.seed, self.validation
-
-    @property
-    def label(self) -> str:
-        """The run in words."""
-        return f"{self.name} seed {self.seed}"
-
-
-Work = Callable[[Job, Report], dict[str, Any]]
-
-
 def run_jobs(
-    jobs: Sequence[Job],
-    processes: int,
-    work: Work,
-    on_result: Callable[[Job, dict[str, Any]], None],
-    *,
-    progress: Progress,
+    jobs: Sequence[Job], processes: int, work: Work, on_result: Write, *, progress: Progress
 ) -> list[tuple[Job, str]]:
     """Do the jobs, hand over each result as it comes, and return what went wrong; one bad run stops no other.
 
@@ -86,33 +48,16 @@ def run_jobs(
         on_result: called here, in the parent.
         progress: hears of each start and end, and of what the runs report in between.
     """
-    failed = []
+    failed: list[tuple[Job, str]] = []
     outcomes = (
         _in_this_process(jobs, work, progress) if processes == 1 else _in_workers(jobs, processes, work, progress)
     )
     with closing(progress), closing(outcomes):  # if on_result fails, the workers end here and not some time later
         for job, outcome in outcomes:
-            if isinstance(outcome, str):
-                failed.append((job, outcome))
-                progress.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
-            else:
+            if not isinstance(outcome, str):
                 on_result(job, outcome)
-                progress.finished(job, f"{figures(outcome)} · {outcome['seconds_total']:.1f} s")
+            failed += progress.ended(job, outcome)
     return failed
-
-
-def last_line(text: str) -> str:
-    """Of a traceback: the first line of the exception, without its notes; of any other text its last line."""
-    lines = text.strip().splitlines()
-    if not lines[0].startswith("Traceback"):
-        return [line for line in lines if not line.startswith(" ")][-1]
-    last_frame = max(number for number, line in enumerate(lines) if line.startswith(("Traceback", "  File ")))
-    return next((line for line in lines[last_frame + 1 :] if not line.startswith(" ")), lines[-1])
-
-
-def figures(result: dict[str, Any]) -> str:
-    """A result in a few words."""
-    return f"accuracy {100 * result['final_accuracy']:.1f} · Recall@1 {100 * result['recall_at_1'][-1]:.1f}"
 
 
 def _in_this_process(jobs: Sequence[Job], work: Work, progress: Progress) -> Generator[tuple[Job, Outcome]]:

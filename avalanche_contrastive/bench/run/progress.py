@@ -5,31 +5,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from avalanche_contrastive.bench.files import clock_time
-
-Key = tuple[str, int, bool]  # what tells the runs of one call apart: name, seed, validation
+from avalanche_contrastive.bench.run.job import Job, Key, Outcome, last_line
 
 DRAW_SECONDS = 0.1  # between two drawings
 MOST_BARS = 20
 TRUSTED_SHARE = 0.02  # from here on a run's own pace says how long it takes
-
-
-class Run(Protocol):
-    """What is said of a run here; a `Job` has it."""
-
-    @property
-    def id(self) -> Key:
-        """What tells the runs of one call apart."""
-
-    @property
-    def name(self) -> str:
-        """Runs of one name take about as long as each other."""
-
-    @property
-    def label(self) -> str:
-        """The run in words."""
 
 
 @dataclass
@@ -73,7 +56,7 @@ class Progress:
         self._sum: Any = None
         self._drawn = 0.0
 
-    def started(self, job: Run) -> None:
+    def started(self, job: Job) -> None:
         """A run begins; a second call for the same run does nothing."""
         if job.id not in self.running:
             self.running[job.id] = _Running(job.label, time.monotonic())
@@ -101,7 +84,16 @@ class Progress:
                 self.say(f"{run.label} · {milestone} · {self.times()}")
         self.draw()
 
-    def finished(self, job: Run, text: str, *, ok: bool = True) -> None:
+    def ended(self, job: Job, outcome: Outcome) -> list[tuple[Job, str]]:
+        """A run is over, with a result or without: say how; the failure, if it is one."""
+        if isinstance(outcome, str):
+            self.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
+            return [(job, outcome)]
+        accuracy, recall = 100 * outcome["final_accuracy"], 100 * outcome["recall_at_1"][-1]
+        self.finished(job, f"accuracy {accuracy:.1f} · Recall@1 {recall:.1f} · {outcome['seconds_total']:.1f} s")
+        return []
+
+    def finished(self, job: Job, text: str, *, ok: bool = True) -> None:
         """One more run is over."""
         self.done += 1
         run = self.running.pop(job.id, None)

@@ -10,11 +10,12 @@ from typing import Any
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.config import Config, Row, default_config, folder, same_config, updated
 from avalanche_contrastive.bench.files import check_writable, read_json, toml, write_json, write_text
+from avalanche_contrastive.bench.report.cells import listed
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
 from avalanche_contrastive.bench.run.execute import run_job, versions
+from avalanche_contrastive.bench.run.job import Job, last_line
 from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
-from avalanche_contrastive.bench.run.pool import Job, last_line
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 from avalanche_contrastive.bench.selection import assignments, chosen_rows
 from avalanche_contrastive.registry import SCORES
@@ -128,7 +129,7 @@ class Search:
             "suite": self.row.config.suite,
             "evaluated_on": "the data's own validation images, or where there are none a stratified fifth of the "
             "training images; test images are not loaded into the stream",
-            "chosen_by": f"mean {SCORES[self.row.select_by]} on them over seeds {_listed(self.plan.seeds)}",
+            "chosen_by": f"mean {SCORES[self.row.select_by]} on them over seeds {listed(self.plan.seeds)}",
             "grid": {key: list(values) for key, values in self.grid.items()},
             "chosen": None if best is None else self.entries[best]["settings"],
             "candidates": [{**entry, "score": self.score(entry)} for entry in self.entries],
@@ -147,7 +148,7 @@ class Search:
         comment = (
             f"Chosen by `avalanche-contrastive tune --suite {self.row.config.suite} {self.row.name}`\n"
             f"from {self.plan.candidates} candidates{some} on validation images: {SCORES[self.row.select_by]} "
-            f"{scores[best]:.3f},\nmean over seeds {_listed(self.plan.seeds)}. All candidates: {place}"
+            f"{scores[best]:.3f},\nmean over seeds {listed(self.plan.seeds)}. All candidates: {place}"
         )
         write_row(replace(self.row, config=self.configs[best]), comment, path)
         return True
@@ -178,7 +179,7 @@ def tune(parsed: argparse.Namespace) -> int:
         check_writable(places[name][0])
         if search.other_versions and not parsed.reuse:
             print(
-                f"{name}: stored scores of torch {', '.join(sorted(search.other_versions))} are not used, as this is "
+                f"{name}: stored scores of torch {listed(sorted(search.other_versions))} are not used, as this is "
                 f"torch {versions()['torch']}; --reuse takes them"
             )
     folder = next(iter(places.values()))[0]  # all rows are of one suite
@@ -294,7 +295,3 @@ def _stored_runs(stored: Sequence[Mapping[str, Any]], config: Config, plan: Plan
 
 def _torch_of(run: Mapping[str, Any]) -> str:
     return str(run.get("versions", {}).get("torch", "unknown"))
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

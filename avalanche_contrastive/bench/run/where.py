@@ -1,15 +1,13 @@
 """Where the runs of a call happen: in processes of this machine, or on a Slurm cluster."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from avalanche_contrastive.bench.run.pool import Job, Work, run_jobs
+from avalanche_contrastive.bench.run.job import Job, Work, Write
+from avalanche_contrastive.bench.run.pool import run_jobs
 from avalanche_contrastive.bench.run.progress import Progress
 from avalanche_contrastive.bench.selection import pairs
-
-Write = Callable[[Job, dict[str, Any]], None]
 
 
 def check_cluster(parsed: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ Loss: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]  # of a model and a ba
 CLASSES = 10
 OLD = CLASSES // 2  # of the first of two experiences
 MEMORY, REPLAYED = 500, 32  # exemplars, and those in each batch of SS-IL
+ROWS = {"SS-IL": 128, "CSD": 128, "Co2L": 64}  # of a batch
 
 
 class _Clock(SupervisedPlugin[Any]):
@@ -132,20 +133,21 @@ def bare_csd(logits: Tensor, features: Tensor, kept: Tensor, kept_features: Tens
     return plasticity + stability
 
 
-def _methods(encoder: Callable[[], nn.Module], width: int) -> dict[str, tuple[Any, Any, int]]:
-    """Of each method: its model, its plugin, the rows of a batch."""
+def _methods(
+    encoder: Callable[[], nn.Module], width: int, classes: int, memory: int, replayed: int, projection: int
+) -> dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]]:
+    """Of each method: what makes its model, and what makes its plugin."""
 
     def classifier() -> nn.Module:
-        return nn.Sequential(encoder(), nn.Linear(width, CLASSES))
+        return nn.Sequential(encoder(), nn.Linear(width, classes))
+
+    def contrastive() -> nn.Module:
+        return ContrastiveModel(encoder(), width, projection, num_classes=classes)
 
     return {
-        "SS-IL": (classifier, lambda: SSILPlugin(MEMORY, batch_size_mem=REPLAYED), 128),
-        "CSD": (classifier, CSDPlugin, 128),
-        "Co2L": (
-            lambda: ContrastiveModel(encoder(), width, 128),
-            lambda: Co2LPlugin(MEMORY, lambda x: x, readout_epochs=1),
-            64,
-        ),
+        "SS-IL": (classifier, lambda: SSILPlugin(memory, batch_size_mem=replayed)),
+        "CSD": (classifier, CSDPlugin),
+        "Co2L": (contrastive, lambda: Co2LPlugin(memory, lambda x: x, readout_epochs=1)),
     }
 
 
@@ -187,8 +189,8 @@ def _compared(
     steps: int,
     target: float,
 ) -> list[Comparison]:
-    make, plugin, rows = _methods(encoder, width)[method]
-    classifier = _methods(encoder, width)["CSD"][0]
+    methods = _methods(encoder, width, CLASSES, MEMORY, REPLAYED, 128)
+    (make, plugin), classifier, rows = methods[method], methods["CSD"][0], ROWS[method]
     stream, batches = _stream(shape, 2 * rows * steps), _batches(rows, shape, steps)
     loss = _loss_of(method, copy.deepcopy(make()).eval().requires_grad_(False), shape)
 
@@ -257,17 +259,6 @@ def growth(experiences: int = 100, first: int = 10) -> list[Comparison]:
     def encoder() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
 
-    def classifier() -> nn.Module:
-        return nn.Sequential(encoder(), nn.Linear(32, 20))
-
-    kinds = {
-        "SS-IL": (classifier, lambda: SSILPlugin(100, batch_size_mem=16)),
-        "CSD": (classifier, CSDPlugin),
-        "Co2L": (
-            lambda: ContrastiveModel(encoder(), 32, 16, num_classes=20),
-            lambda: Co2LPlugin(100, lambda images: images, readout_epochs=1),
-        ),
-    }
     return [
         Comparison(
             f"the {experiences}th experience of {method}, 20 returning classes",
@@ -276,5 +267,5 @@ def growth(experiences: int = 100, first: int = 10) -> list[Comparison]:
             seconds_at(first, *made),
             1.2,
         )
-        for method, made in kinds.items()
+        for method, made in _methods(encoder, 32, 20, 100, 16, 16).items()
     ]
