@@ -50,7 +50,8 @@ def largest(method, name="training"):
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part['method']}-{part['name']}")
 def test_nothing_differs_by_more_than_rounding_or_chance(part):
     assert part["absolute"] <= part["bound"]
-    assert part["bound"] <= 1e-11 or re.search("float32|by chance|random|unstable sort", part["note"])
+    rounding = 1e-12 if part["method"] == "compatibility" else 1e-10
+    assert part["bound"] <= rounding or re.search("float32|by chance|random|unstable sort", part["note"])
 
 
 def test_each_method_is_compared_in_training_rates_and_what_surrounds_them():
