@@ -1,4 +1,4 @@
-"""Checks of arguments, and the wording of their errors: what was expected, and what came."""
+"""Checks of arguments, and the wording of their errors: what was expected, and what was given."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "came",
     "check_choice",
     "check_classes",
     "check_count",
@@ -18,10 +17,11 @@ __all__ = [
     "check_shape",
     "check_targets",
     "check_weight",
+    "form_of",
 ]
 
 
-def came(x: object) -> str:
+def form_of(x: object) -> str:
     """What was given, for an error."""
     return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
@@ -29,7 +29,7 @@ def came(x: object) -> str:
 def check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
     if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
         raise ValueError(
-            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {came(x)}. "
+            f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {form_of(x)}. "
             "Is it the model's output for the batch?"
         )
 
@@ -48,7 +48,7 @@ def check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> 
 def check_labels(name: str, y: Tensor, b: int) -> Tensor:
     if not isinstance(y, Tensor) or y.shape != (b,) or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
-            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {came(y)}. "
+            f"{name}: y must be integer class ids, a tensor of shape ({b},), one per image, got {form_of(y)}. "
             "Were labels one-hot, or given once per view?"
         )
     return y.long()
@@ -58,7 +58,7 @@ def check_classes(name: str, argument: str, ids: Tensor, k: int) -> Tensor:
     if not isinstance(ids, Tensor) or ids.shape != (k,) or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"{name}: {argument} must be integers of shape ({k},), a tensor, one per class (-1: takes no part), got "
-            f"{came(ids)}. Has the classifier grown since they were made?"
+            f"{form_of(ids)}. Has the classifier grown since they were made?"
         )
     return ids.long()
 

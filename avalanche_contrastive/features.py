@@ -50,10 +50,6 @@ class _Pass:
     tasks: Any = None  # the task labels that a multi-task model was called with
     result: Any = None
 
-    def widths(self) -> dict[str, int]:
-        """The number of outputs of each classifier layer that ran."""
-        return {call.layer: call.output.shape[-1] for call in self.calls}
-
 
 @dataclass(eq=False)
 class _Record:
@@ -231,7 +227,7 @@ def own_forward(strategy: Any, model: nn.Module, batch: Any = None) -> tuple[Any
     """What a model gives in the strategy's own forward pass of evaluation, and the labels (B,) of the batch.
 
     The strategy's ``_unpack_minibatch`` and ``forward`` are called, which users override for inputs and outputs of
-    their own; it is lent the model and the batch for that time.
+    their own. For that time it has this model and batch; its own are put back.
 
     Args:
         strategy: any of Avalanche's templates.
@@ -331,7 +327,7 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
             f"feature. {_NAME_IT}"
         )
     if noted.calls and not calls:
-        ran = ", ".join(f"{layer!r} ({width} outputs)" for layer, width in noted.widths().items())
+        ran = ", ".join(dict.fromkeys(f"{call.layer!r} ({call.output.shape[-1]} outputs)" for call in noted.calls))
         widths = ", ".join(str(part.shape[-1]) for part in tensors_in(noted.result) if part.ndim > 0)
         raise ValueError(
             f"none of the classifier layers that ran, {ran}, has made the {widths} outputs of the model: its own last "

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_contrastive._checks import (
-    came,
     check_choice,
     check_classes,
     check_embeddings,
@@ -31,6 +30,7 @@ from avalanche_contrastive._checks import (
     check_shape,
     check_targets,
     check_weight,
+    form_of,
 )
 from avalanche_contrastive._kernels import (
     Term,
@@ -115,7 +115,7 @@ def _contrast(
         not isinstance(is_anchor, Tensor) or is_anchor.dtype != torch.bool or is_anchor.shape != (b,)
     ):
         raise ValueError(
-            f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {came(is_anchor)}. "
+            f"{name}: is_anchor must be bool of shape ({b},), a tensor, one entry per image, got {form_of(is_anchor)}. "
             "Entries per view (B * V) are not needed."
         )
     labels = y.repeat_interleave(v)

@@ -9,7 +9,7 @@ from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 from avalanche_contrastive._torch import map_tensors, preserved_modes
 
 __all__ = [
@@ -111,8 +111,8 @@ class ReadOut(DynamicModule):
         if classes.is_floating_point() or weight.shape != (len(classes), width) or bias.shape != classes.shape:
             raise ValueError(
                 f"ReadOut: {len(classes)} classes (integers) need a weight of shape {(len(classes), width)} and a bias "
-                f"of shape {(len(classes),)}, got {came(classes)}, {came(weight)} and {came(bias)}. Were they fitted "
-                "to features of another model?"
+                f"of shape {(len(classes),)}, got {form_of(classes)}, {form_of(weight)} and {form_of(bias)}. Were "
+                "they fitted to features of another model?"
             )
         classes = classes.long()  # an index of uint8 would be read as a mask
         self._make_room(int(classes.min()), int(classes.max()))

@@ -77,16 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"avalanche-contrastive {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    _add_list(commands)
-    _add_run(commands)
-    _add_tune(commands)
-    _add_features(commands)
-    _add_table(commands)
-    _add_compare(commands)
-    _add_export(commands)
-    _add_plot(commands)
-    _add_report(commands)
-    _add_speed(commands)
+    reports = (_add_table, _add_compare, _add_export, _add_plot, _add_report)
+    for add in (_add_list, _add_run, _add_tune, _add_features, *reports, _add_speed):
+        add(commands)
     return parser
 
 

@@ -110,7 +110,7 @@ class Config:
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
-    warmup_peak: str = "own"
+    warmup_peak: Literal["own", "later"] = "own"
     momentum: float = 0.9
     weight_decay: float = 0.0
     reset_optimizer: bool = False

@@ -189,87 +189,70 @@ def git_commit() -> str:
 
 Check = Callable[[Any], bool]
 
-NEEDED = ("row", "config", "seed", "evaluated_on", "accuracy_matrix", "test_images", "versions", "device", "readout")
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
 
 def is_number(value: Any) -> bool:
     """Whether something is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_number, value))
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(_whole(count) and count > 0 for count in value)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _matrix(value: Any) -> bool:
+def _list_of(is_right: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _table_of(is_right: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
+
+
+def _is_matrix(value: Any) -> bool:
     """Rows of equal length; NaN where a metric has no value."""
-    return isinstance(value, list) and len(value) > 0 and all(map(_numbers, value)) and len(set(map(len, value))) == 1
+    return _list_of(_list_of(is_number))(value) and len(set(map(len, value))) == 1
 
 
-def _accuracies(value: Any) -> bool:
-    return _matrix(value) and all(math.isfinite(x) and 0 <= x <= 1 for row in value for x in row)
+def _are_accuracies(value: Any) -> bool:
+    return _is_matrix(value) and all(math.isfinite(x) and 0 <= x <= 1 for row in value for x in row)
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_text, value.values()))
+def _are_counts(value: Any) -> bool:
+    return _list_of(lambda count: _is_whole(count) and count > 0)(value) and len(value) > 0
 
 
-def _shown(value: Any) -> bool:
-    return _texts(value) and value.get("table", "main") in TABLES
-
-
-def _classes(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(row, list) and all(map(_whole, row)) for row in value)
-
-
-def _seconds(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_numbers, value.values()))
-
-
-def _figures(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, dict) and _numbers(v.get("all")) for v in value.values())
-
-
-def _compatibility(value: Any) -> bool:
-    """By score a square matrix and its summaries; null where there is no value."""
-    if not isinstance(value, dict) or not all(
-        isinstance(v, dict) and isinstance(v.get("matrix"), list) for v in value.values()
-    ):
+def _are_scores(value: Any) -> bool:
+    """A square matrix and its summaries; null where there is no value."""
+    rows: Any = value.get("matrix") if isinstance(value, dict) else None
+    numbers_or_null = _list_of(lambda x: x is None or is_number(x))
+    if not _list_of(numbers_or_null)(rows) or any(len(row) != len(rows) for row in rows):
         return False
-    rows = [(len(v["matrix"]), row) for v in value.values() for row in v["matrix"]]
-    numbers = [x for v in value.values() for key, x in v.items() if key != "matrix"]
-    square = all(isinstance(row, list) and len(row) == size for size, row in rows)
-    return square and all(x is None or is_number(x) for x in [*numbers, *(x for _, row in rows for x in row)])
+    return numbers_or_null([x for key, x in value.items() if key != "matrix"])
 
 
 NUMBER = (is_number, "a number")
-NUMBERS = (_numbers, "a list of numbers")
-TEXT = (_text, "a string")
-MATRIX = (_matrix, "a list of rows of numbers, all of one length")
-FIELDS: Mapping[str, tuple[Check, str]] = {
+NUMBERS = (_list_of(is_number), "a list of numbers")
+TEXT = (_is_text, "a string")
+TEXTS = (_table_of(_is_text), "a table of strings")
+MATRIX = (_is_matrix, "a list of rows of numbers, all of one length")
+NEEDED: Mapping[str, tuple[Check, str]] = {  # beside the config
     "row": TEXT,
-    "seed": (_whole, "a whole number"),
+    "seed": (_is_whole, "a whole number"),
     "evaluated_on": (lambda value: value in ("test", "validation"), "'test' or 'validation'"),
-    "test_images": (_counts, "a list of whole numbers above 0"),
-    "accuracy_matrix": (_accuracies, "a list of rows of accuracies in [0, 1], all of one length"),
-    "versions": (_texts, "a table of strings"),
+    "accuracy_matrix": (_are_accuracies, "a list of rows of accuracies in [0, 1], all of one length"),
+    "test_images": (_are_counts, "a list of whole numbers above 0"),
+    "versions": TEXTS,
     "device": TEXT,
     "readout": TEXT,
 }
 OPTIONAL: Mapping[str, tuple[Check, str]] = {
-    "shown": (_shown, f"a table of strings, its table one of {TABLES}"),
+    "shown": (
+        lambda value: _table_of(_is_text)(value) and value.get("table", "main") in TABLES,
+        f"a table of strings, its table one of {TABLES}",
+    ),
     "task_accuracy_matrix": MATRIX,
     "recall_matrix": MATRIX,
     "seen_accuracy": NUMBERS,
@@ -277,21 +260,21 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     **dict.fromkeys(("final_accuracy", "average_accuracy", "final_task_accuracy", "learning_accuracy"), NUMBER),
     **dict.fromkeys(("forgetting", "backward_transfer", "recall_forgetting"), NUMBER),
     **dict.fromkeys(("seconds_training", "seconds_total"), NUMBER),
-    "seconds_per_experience": (_seconds, "a table of lists of numbers"),
+    "seconds_per_experience": (_table_of(_list_of(is_number)), "a table of lists of numbers"),
     "peak_memory_mib": NUMBERS,
     "peak_memory_of": TEXT,
     "stream": TEXT,
-    "class_names": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of strings"),
-    "experience_classes": (_classes, "a list of lists of whole numbers"),
+    "class_names": (_list_of(_is_text), "a list of strings"),
+    "experience_classes": (_list_of(_list_of(_is_whole)), "a list of lists of whole numbers"),
     "angles": NUMBERS,
-    "metrics": (_figures, "a table of figures, each with a list of numbers `all`"),
-    "compatibility": (_compatibility, "a table of scores, each with a square `matrix` and numbers"),
-    "evaluations": (
-        lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
-        "a table of numbers",
+    "metrics": (
+        _table_of(lambda figure: isinstance(figure, dict) and _list_of(is_number)(figure.get("all"))),
+        "a table of figures, each with a list of numbers `all`",
     ),
+    "compatibility": (_table_of(_are_scores), "a table of scores, each with a square `matrix` and numbers"),
+    "evaluations": (_table_of(is_number), "a table of numbers"),
     "git_commit": TEXT,
-    "fingerprint": (_texts, "a table of strings"),
+    "fingerprint": TEXTS,
 }
 
 
@@ -308,7 +291,7 @@ def check_result(path: Path, result: Any) -> None:
     _check_config(path, result["config"])
     # null stands for "none", except for how a row is shown.
     given = {key: OPTIONAL[key] for key in OPTIONAL if key in result and (result[key] is not None or key == "shown")}
-    for key, (good, words) in {**FIELDS, **given}.items():
+    for key, (good, words) in {**NEEDED, **given}.items():
         if not good(result[key]):
             raise ValueError(f"{path}: {key} must be {words}, got {_short(result[key])}")
     width = len(result["test_images"])
@@ -328,14 +311,14 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         )
     for key, value in config.items():
         want = list if key in WORD_OR_LIST and isinstance(value, list) else type(defaults[key])
-        if not (type(value) is want or (want is float and _whole(value))):
+        if not (type(value) is want or (want is float and _is_whole(value))):
             raise ValueError(f"{path}: config: {key} must be a {want.__name__}, got {_short(value)}")
     for key in ("milestones", *WORD_OR_LIST):
-        if isinstance(config.get(key), list) and not all(map(_whole, config[key])):
+        if isinstance(config.get(key), list) and not all(map(_is_whole, config[key])):
             raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):
         raise ValueError(f"{path}: config: options must be bools, numbers or strings, got {_short(config['options'])}")
-    if not all(map(_text, config.get("metrics", []))):
+    if not all(map(_is_text, config.get("metrics", []))):
         raise ValueError(f"{path}: config: metrics must be strings, got {_short(config['metrics'])}")
     suite = config.get("suite", "")
     if any(sign in suite for sign in "/\\\0") or suite in (".", ".."):  # figures go to a folder of that name

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_contrastive._checks import came, check_count, check_probability, check_weight
+from avalanche_contrastive._checks import check_count, check_probability, check_weight, form_of
 from avalanche_contrastive.data import images
 
 __all__ = ["BatchAugmentation", "Normalisation", "PadCropAugmentation", "SimCLRAugmentation"]
@@ -50,7 +50,7 @@ class BatchAugmentation:
     def __call__(self, x: Tensor) -> Tensor:
         """Augment (B, C, H, W) floats into the same shape."""
         if x.ndim != 4 or not x.is_floating_point():
-            raise ValueError(f"BatchAugmentation: x must be a floating-point batch (B, C, H, W), got {came(x)}.")
+            raise ValueError(f"BatchAugmentation: x must be a floating-point batch (B, C, H, W), got {form_of(x)}.")
 
         def draw(low: float, high: float) -> Tensor:
             return torch.empty(len(x), device=x.device).uniform_(low, high)
@@ -97,7 +97,7 @@ class _PlainImages(ABC):
         """Augment (B, C, H, W) floats into the same shape."""
         name = type(self).__name__
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-            raise ValueError(f"{name}: a batch must be floating-point of shape (B, C, H, W), got {came(x)}.")
+            raise ValueError(f"{name}: a batch must be floating-point of shape (B, C, H, W), got {form_of(x)}.")
         with torch.autocast(x.device.type, enabled=False):
             if self.normalise is None:
                 result = self._plain(x.float())
@@ -105,6 +105,10 @@ class _PlainImages(ABC):
                 mean, std = self._mean_and_std(x)
                 result = self._plain(torch.addcmul(mean, x.float(), std)).sub_(mean).div_(std)
         return result.to(x.dtype)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({options})"
 
     def _plain(self, x: Tensor) -> Tensor:
         self._check_range(x)
@@ -188,8 +192,8 @@ class PadCropAugmentation(_PlainImages):
     def __init__(self, padding: int = 4, *, flip: float = 0.5, normalise: Normalisation | None = None) -> None:
         check_count("PadCropAugmentation", 0, padding=padding)
         check_probability("PadCropAugmentation", flip=flip)
-        super().__init__(normalise)
         self.padding, self.flip = padding, flip
+        super().__init__(normalise)
 
     def _draw(self, x: Tensor) -> tuple[Tensor, ...]:
         top, left = torch.randint(-self.padding, self.padding + 1, (2, len(x)), device=x.device)
@@ -197,9 +201,6 @@ class PadCropAugmentation(_PlainImages):
 
     def _apply(self, x: Tensor, *drawn: Tensor) -> Tensor:
         return images.crop(x, *drawn)
-
-    def __repr__(self) -> str:
-        return f"PadCropAugmentation(padding={self.padding}, flip={self.flip}, normalise={self.normalise})"
 
 
 class SimCLRAugmentation(_PlainImages):
@@ -299,7 +300,3 @@ class SimCLRAugmentation(_PlainImages):
         factors = torch.stack([_uniform(limits, x, len(x)) for limits in ranges], dim=1)
         turn = _uniform((-self.hue, self.hue), x, len(x))
         return images.jitter_steps(torch.where(jittered[:, None], factors, 1.0), place), turn * jittered
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
-        return f"SimCLRAugmentation({options})"

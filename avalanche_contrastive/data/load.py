@@ -16,7 +16,7 @@ from avalanche.benchmarks.utils.data import AvalancheDataset, _FlatDataWithTrans
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from avalanche_contrastive._checks import came, check_choice, check_count
+from avalanche_contrastive._checks import check_choice, check_count, form_of
 from avalanche_contrastive.data.augment import Normalisation
 from avalanche_contrastive.data.fetch import fetch_whole_batches
 from avalanche_contrastive.data.memory import MemoryImages, collate
@@ -166,7 +166,7 @@ def _sample(data: Any, sample: Any) -> tuple[Tensor, int]:
     image, label = sample[:2]
     is_image = isinstance(image, Tensor) and (image.is_floating_point() or image.dtype == torch.uint8)
     if not is_image or image.ndim != 3:
-        raise TypeError(f"in_memory: an image must be a tensor (C, H, W), got {came(image)}. Is a ToTensor missing?")
+        raise TypeError(f"in_memory: an image must be a tensor (C, H, W), got {form_of(image)}. Is a ToTensor missing?")
     if isinstance(label, bool) or not hasattr(label, "__index__"):
         raise TypeError(f"in_memory: a label must be an integer, got {type(label).__name__}.")
     return image, int(label)

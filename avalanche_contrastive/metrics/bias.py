@@ -8,7 +8,7 @@ import torch
 from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 from avalanche_contrastive.metrics.base import GatheringMetric, Level, MatrixValue, chosen_levels
 from avalanche_contrastive.metrics.search import check_y
 
@@ -71,7 +71,7 @@ def score_bias(logits: Tensor, y: Tensor, *, old: Sequence[int], newest: Sequenc
 def _scored(name: str, logits: Tensor, old: Sequence[int], newest: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Predicted class among old and newest, and logit gap, of each image; (N,) each."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"{name}: logits must be a floating-point tensor (N, K), got {came(logits)}.")
+        raise ValueError(f"{name}: logits must be a floating-point tensor (N, K), got {form_of(logits)}.")
     if not old or not newest or set(old) & set(newest):
         raise ValueError(f"{name}: old and newest must be different classes, one at least each, got {old}, {newest}.")
     columns = torch.tensor([*old, *newest], device=logits.device)
@@ -113,7 +113,7 @@ def task_confusion(predicted: Tensor, y: Tensor, groups: Tensor) -> Tensor:
     n = len(y) if isinstance(y, Tensor) and y.ndim else 0
     y, predicted = check_y(name, "y", y, n), check_y(name, "predicted", predicted, n)
     if not isinstance(groups, Tensor) or groups.ndim != 1 or groups.is_floating_point():
-        raise ValueError(f"{name}: groups must be integers (K,), the experience of each class, got {came(groups)}.")
+        raise ValueError(f"{name}: groups must be integers (K,), the experience of each class, got {form_of(groups)}.")
     for argument, ids in (("y", y), ("predicted", predicted)):
         if n and (int(ids.min()) < 0 or int(ids.max()) >= len(groups)):
             raise ValueError(
@@ -136,9 +136,6 @@ class BiasMetric(GatheringMetric):
     Args:
         levels: "experience" and "seen", see ``bias_metrics``.
     """
-
-    def __init__(self, levels: Sequence[Level]) -> None:
-        super().__init__(levels)
 
     @property
     def ready(self) -> bool:
@@ -170,7 +167,7 @@ class BiasMetric(GatheringMetric):
         }
 
     def _measured(self, level: Level, rows: list[tuple[Tensor, ...]]) -> dict[str, Any] | None:
-        """Without what says nothing: matrices of a single experience, shares of no image."""
+        """Leave out matrices of a single experience, and shares of no image."""
         values = super()._measured(level, rows) or {}
         matrices = level != "experience"
         return {k: v for k, v in values.items() if (matrices if isinstance(v, MatrixValue) else v == v)}

@@ -137,7 +137,7 @@ def verification_pairs(
 
 @torch.no_grad()
 def verification_accuracy(a: Tensor, b: Tensor, same: Tensor, *, folds: int = 10) -> float:
-    """Share of pairs whose squared distance tells rightly whether they are of one class.
+    """Share of pairs that a threshold on their squared distance rightly takes for one class or for two.
 
     Features are of unit length first. A pair counts as of one class below a threshold, of 0, 0.001, ... 3.999 the first
     that is right most often on the other folds. Folds are runs of pairs in the given order; the mean is over folds.

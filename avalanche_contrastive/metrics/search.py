@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_contrastive._checks import came, check_choice
+from avalanche_contrastive._checks import check_choice, form_of
 
 __all__ = ["Distance", "Search", "Ties", "check_features", "check_ties", "check_y", "prepared", "similarities"]
 
@@ -250,7 +250,7 @@ def _largest(x: Tensor, k: int) -> Tensor:
 def check_features(name: str, argument: str, x: Tensor) -> None:
     """Refuse anything but a finite floating-point matrix."""
     if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(f"{name}: {argument} must be a floating-point tensor (N, D), got {came(x)}.")
+        raise ValueError(f"{name}: {argument} must be a floating-point tensor (N, D), got {form_of(x)}.")
     # A finite sum has finite terms, and takes a tenth of the time to know.
     if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         raise ValueError(f"{name}: {argument} must be finite, got nan or infinity. Has the training diverged?")
@@ -259,7 +259,7 @@ def check_features(name: str, argument: str, x: Tensor) -> None:
 def check_y(name: str, argument: str, y: Tensor, n: int) -> Tensor:
     """Class ids (n,) as int64, or an error."""
     if not isinstance(y, Tensor) or y.shape != (n,) or y.is_floating_point():
-        raise ValueError(f"{name}: {argument} must be integer class ids of shape ({n},), got {came(y)}.")
+        raise ValueError(f"{name}: {argument} must be integer class ids of shape ({n},), got {form_of(y)}.")
     return y.long()
 
 

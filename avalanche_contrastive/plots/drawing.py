@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 
 __all__ = [
     "COLOURS",
@@ -57,7 +57,7 @@ def numbers(name: str, argument: str, x: Numbers) -> Array:
         return np.asarray(parts)
     found = np.empty(0, dtype=object) if isinstance(x, Tensor) else np.asarray(x)
     if found.dtype.kind not in "biuf":
-        given = came(x) if isinstance(x, Tensor) else repr(x)
+        given = form_of(x) if isinstance(x, Tensor) else repr(x)
         raise ValueError(
             f"{name}: {argument} must be numbers, got {given:.80}. Is something missing? nan stands for what was not "
             "measured."

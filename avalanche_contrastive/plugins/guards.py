@@ -9,7 +9,7 @@ from avalanche.models.batch_renorm import BatchRenorm2D
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 from avalanche_contrastive._rows import check_shared
 from avalanche_contrastive._torch import tensors_in
 from avalanche_contrastive.plugins.partners import check_copy, check_optimizer, check_partners, check_strategy
@@ -109,7 +109,7 @@ class Guards:
         if not is_right or (rows and len(y) not in rows):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
-                f"({rows[0] if rows else 'B'},), one per image, got {came(y)}. Are they one-hot or mixed, "
+                f"({rows[0] if rows else 'B'},), one per image, got {form_of(y)}. Are they one-hot or mixed, "
                 "given as floats, or with an axis of their own? Then change them by a target transform."
             )
         y = y.long()
@@ -215,7 +215,7 @@ def listed(values: list[Any]) -> str:
 
 def describe_failure(error: Exception, name: str, strategy: Any) -> None:
     """Add to an error of the model where it was, and of what batch."""
-    inputs = [came(x) for x in tensors_in(strategy.mb_x)] or [type(strategy.mb_x).__name__]
+    inputs = [form_of(x) for x in tensors_in(strategy.mb_x)] or [type(strategy.mb_x).__name__]
     types = sorted({str(parameter.dtype) for parameter in strategy.model.parameters()})
     hint = ""
     if isinstance(strategy.mb_x, Tensor) and types and str(strategy.mb_x.dtype) not in types:

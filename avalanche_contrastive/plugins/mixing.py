@@ -10,7 +10,7 @@ from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
 from avalanche.training.templates import base_sgd
 from torch.utils.data import Dataset, default_collate
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 
 __all__ = ["load_uniformly", "mixed"]
 
@@ -22,9 +22,11 @@ def mixed(name: str, current: AvalancheDataset[Any], memory: AvalancheDataset[An
         ValueError: their images are not of one size and type, as torch's own collation needs them.
     """
     ours, stored = current[0], memory[0]
-    if current.collate_fn is default_collate and came(ours[0]) != came(stored[0]):  # others may pad them, for example
+    if current.collate_fn is default_collate and form_of(ours[0]) != form_of(
+        stored[0]
+    ):  # others may pad them, for example
         raise ValueError(
-            f"{name}: images of this experience are {came(ours[0])}, those in the memory {came(stored[0])}, and "
+            f"{name}: images of this experience are {form_of(ours[0])}, those in the memory {form_of(stored[0])}, and "
             "one batch holds both. Give all experiences samples of one size and type, by a transform."
         )
     parts = len(ours)

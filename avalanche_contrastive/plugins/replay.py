@@ -15,7 +15,7 @@ from avalanche.training.storage_policy import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from avalanche_contrastive._checks import came, check_count
+from avalanche_contrastive._checks import check_count, form_of
 from avalanche_contrastive._loaders import arguments_of, torch_loader
 from avalanche_contrastive._torch import own_random_state, own_seed, preserved_modes
 from avalanche_contrastive.data.compact import compacted
@@ -310,7 +310,7 @@ def _joined_part(name: str, current: Any, replayed: Any) -> Any:
     if not tensors or (current.shape[1:], current.dtype) != (replayed.shape[1:], replayed.dtype):
         sample, stored = (part[0] if isinstance(part, Tensor) else part for part in (current, replayed))
         raise ValueError(  # torch would mix the types
-            f"{name} of this experience are {came(sample)}, those in the memory {came(stored)}, and one batch holds "
-            "both. Give all experiences samples of one size and type, by a transform."
+            f"{name} of this experience are {form_of(sample)}, those in the memory {form_of(stored)}, and one batch "
+            "holds both. Give all experiences samples of one size and type, by a transform."
         )
     return torch.cat([current, replayed])

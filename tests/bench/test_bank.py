@@ -7,7 +7,7 @@ from helpers.streams import digits
 from torch import nn
 
 from avalanche_contrastive import BatchAugmentation
-from avalanche_contrastive.bench.data.arrays import Arrays, read_bank
+from avalanche_contrastive.bench.data.arrays import Arrays, Part, read_bank
 from avalanche_contrastive.bench.data.bank import DrawView, make_bank
 from avalanche_contrastive.bench.data.encoders import Encoder, make_encoder
 
@@ -15,7 +15,7 @@ from avalanche_contrastive.bench.data.encoders import Encoder, make_encoder
 def data():
     (x, y), (test_x, test_y) = digits(20)
     as_bytes = [(images * 255).round().to(torch.uint8) for images in (x, test_x)]
-    return Arrays(as_bytes[0], y, as_bytes[1], test_y, tuple("abcdefghij"))
+    return Arrays(Part(as_bytes[0], y), Part(as_bytes[1], test_y), tuple("abcdefghij"))
 
 
 def encoder(seed=0):
@@ -38,12 +38,12 @@ def test_the_plain_features_are_what_the_encoder_gives(tmp_path):
     origin = bank(tmp_path / "bank.npz")
     read, same = read_bank(tmp_path / "bank.npz")
     assert same == origin
-    assert read.train_x.shape == (200, 3, 1, 5)
-    assert read.test_x.shape == (200, 1, 1, 5)
-    expected = encoder()(data().train_x.float() / 255).half()
-    assert torch.equal(read.train_x[:, 0, 0], expected)
-    assert torch.equal(read.train_y, data().train_y)
-    assert not torch.equal(read.train_x[:, 1], read.train_x[:, 2])
+    assert read.train.x.shape == (200, 3, 1, 5)
+    assert read.test.x.shape == (200, 1, 1, 5)
+    expected = encoder()(data().train.x.float() / 255).half()
+    assert torch.equal(read.train.x[:, 0, 0], expected)
+    assert torch.equal(read.train.y, data().train.y)
+    assert not torch.equal(read.train.x[:, 1], read.train.x[:, 2])
     assert read.class_names == tuple("abcdefghij")
 
 
@@ -64,7 +64,7 @@ def test_a_killed_call_goes_on_to_the_same_bank(tmp_path):
     bank(tmp_path / "killed.npz", report=lambda done, total: seen.append(first.stat().st_mtime_ns))
     assert set(seen) == {written}, "parts that are there are not computed again"
     one, other = (read_bank(tmp_path / name)[0] for name in ("whole.npz", "killed.npz"))
-    assert torch.equal(one.train_x, other.train_x)
+    assert torch.equal(one.train.x, other.train.x)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.npz", "whole.npz"]
 
 
@@ -80,7 +80,7 @@ def test_parts_of_another_setting_are_not_used(change, tmp_path):
     bank(tmp_path / "bank.npz", **change)
     bank(tmp_path / "fresh.npz", **change)
     one, other = (read_bank(tmp_path / name)[0] for name in ("bank.npz", "fresh.npz"))
-    assert torch.equal(one.train_x, other.train_x)
+    assert torch.equal(one.train.x, other.train.x)
 
 
 def test_the_origin_tells_weights_and_data_apart(tmp_path):
@@ -93,7 +93,7 @@ def test_the_origin_tells_weights_and_data_apart(tmp_path):
 def test_half_precision_is_near(tmp_path):
     bank(tmp_path / "half.npz", half=True)
     bank(tmp_path / "float.npz")
-    one, other = (read_bank(tmp_path / name)[0].train_x.float() for name in ("half.npz", "float.npz"))
+    one, other = (read_bank(tmp_path / name)[0].train.x.float() for name in ("half.npz", "float.npz"))
     assert (one - other).abs().max() < 0.02 * other.abs().max()
 
 

@@ -12,7 +12,7 @@ from helpers.results import made, saved
 
 from avalanche_contrastive.bench import cli, results
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.data.arrays import Arrays
+from avalanche_contrastive.bench.data.arrays import Arrays, Part
 from avalanche_contrastive.bench.data.bank import make_bank
 from avalanche_contrastive.bench.data.encoders import make_encoder
 from avalanche_contrastive.bench.data.streams import make_stream
@@ -235,7 +235,7 @@ def bank(path, classes, encoder, seed=0):
     """A bank of random images, eight of each class, and two views; the encoder's weights are by the seed."""
     y = torch.arange(classes).repeat_interleave(8)
     images = torch.rand(len(y), 3, 4, 4)
-    data = Arrays(images, y, images[::4], y[::4], tuple(f"class {c}" for c in range(classes)))
+    data = Arrays(Part(images, y), Part(images[::4], y[::4]), tuple(f"class {c}" for c in range(classes)))
     torch.manual_seed(seed)
     found = make_encoder("mine", builder=encoder)
     view = {"augmentation": lambda x: (x + torch.rand_like(x)) / 2, "transform": "noise"}

@@ -8,7 +8,7 @@ import torch
 
 from avalanche_contrastive.bench import cli
 from avalanche_contrastive.bench import config as configs
-from avalanche_contrastive.bench.data.arrays import Arrays, read_bank
+from avalanche_contrastive.bench.data.arrays import Arrays, Part, read_bank
 from avalanche_contrastive.bench.data.bank import make_bank
 from avalanche_contrastive.bench.data.encoders import make_encoder
 from avalanche_contrastive.bench.data.streams import make_stream
@@ -44,8 +44,8 @@ def test_a_bank_of_a_stream_is_made_once_and_trained_on(folder, capsys):
     out = folder / "bank.npz"
     assert make(out, "--views", "2") == 0
     arrays, origin = read_bank(out)
-    assert arrays.train_x.shape == (1437, 3, 1, 12)
-    assert arrays.test_x.shape == (360, 1, 1, 12)
+    assert arrays.train.x.shape == (1437, 3, 1, 12)
+    assert arrays.test.x.shape == (360, 1, 1, 12)
     assert (origin["encoder"], origin["data"], origin["views"]) == ("tiny_encoder:small", "digits", 2)
     written = out.stat().st_mtime_ns
     assert make(out, "--views", "2") == 0
@@ -65,8 +65,8 @@ def test_a_bank_of_a_data_set_of_torchvision(folder):
     data = "torchvision:FakeData?size=30&num_classes=3&image_size=3,12,12"
     assert make(folder / "named.npz", "--views", "1", data=data) == 0
     arrays, origin = read_bank(folder / "named.npz")
-    assert arrays.train_x.shape[1:] == (2, 1, 12)  # plain and one view
-    assert len(arrays.train_y) + len(arrays.test_y) == 30
+    assert arrays.train.x.shape[1:] == (2, 1, 12)  # plain and one view
+    assert len(arrays.train.y) + len(arrays.test.y) == 30
     assert origin["data"] == data
 
 
@@ -117,7 +117,7 @@ def small_bank(path, classes=100):
     """A bank of random images, eight of each class."""
     y = torch.arange(classes).repeat_interleave(8)
     images = torch.rand(len(y), 3, 4, 4)
-    data = Arrays(images, y, images[::4], y[::4], tuple(f"class {c}" for c in range(classes)))
+    data = Arrays(Part(images, y), Part(images[::4], y[::4]), tuple(f"class {c}" for c in range(classes)))
     encoder = make_encoder("mine", builder=lambda: torch.nn.Conv2d(3, 6, 3))
     noisy = {"augmentation": lambda x: x + torch.randn_like(x), "transform": "noise", "views": 2}
     make_bank(path, data, encoder, name="mine", title="random", **noisy)
@@ -134,7 +134,7 @@ def test_the_frozen_stream_reads_its_bank_from_the_folder(tmp_path):
     assert (stream.kind.network, stream.kind.features) == ("adapter", True)
     arrays, _ = read_bank(tmp_path / "cifar100_bank.npz")
     x, y, *_ = stream.benchmark.train_stream[0].dataset[0]
-    assert any(torch.equal(x, row) for row in arrays.train_x[arrays.train_y == y])
+    assert any(torch.equal(x, row) for row in arrays.train.x[arrays.train.y == y])
 
 
 def test_a_network_gets_the_plain_features_only():

@@ -71,35 +71,35 @@ def toys(monkeypatch):
 def test_a_set_without_parts_is_split_and_keeps_its_images():
     arrays = load_data(FAKE)
     source = torchvision.datasets.FakeData(size=60, num_classes=3, image_size=(3, 12, 12))
-    assert len(arrays.train_y) + len(arrays.test_y) == 60
+    assert len(arrays.train.y) + len(arrays.test.y) == 60
     assert arrays.class_names == ("0", "1", "2")
-    every = {bytes(x.numpy().tobytes()) for x in (*arrays.train_x, *arrays.test_x)}
+    every = {bytes(x.numpy().tobytes()) for x in (*arrays.train.x, *arrays.test.x)}
     assert np.asarray(source[7][0]).transpose(2, 0, 1).tobytes() in every
 
 
 def test_parts_names_and_unequal_sizes_are_those_of_an_image_folder(toys):
     arrays = load_data("torchvision:Toy")
-    assert arrays.train_x.shape == (40, 3, 8, 8)
-    assert arrays.test_x.shape == (10, 3, 8, 8)
+    assert arrays.train.x.shape == (40, 3, 8, 8)
+    assert arrays.test.x.shape == (10, 3, 8, 8)
     assert arrays.class_names == ("cat", "dog")
     assert "images of 3 sizes, each scaled and cut to 8 x 8" in arrays.note
-    assert arrays.train_y.tolist() == [0, 1] * 20
-    assert arrays.train_x[:, 0, 0, 0].tolist() == [1, 11] * 20
-    assert arrays.test_x[:, 0, 0, 0].tolist() == [0, 10] * 5
-    assert load_data("torchvision:Toy", 6).train_x.shape == (40, 3, 6, 6)
+    assert arrays.train.y.tolist() == [0, 1] * 20
+    assert arrays.train.x[:, 0, 0, 0].tolist() == [1, 11] * 20
+    assert arrays.test.x[:, 0, 0, 0].tolist() == [0, 10] * 5
+    assert load_data("torchvision:Toy", 6).train.x.shape == (40, 3, 6, 6)
 
 
 def test_validation_images_stand_in_for_test_images_and_that_is_said(toys):
     arrays = load_data("torchvision:Split")
-    assert len(arrays.test_y) == 10
-    assert arrays.val_y is None
+    assert len(arrays.test.y) == 10
+    assert arrays.val is None
     assert named.NO_TEST in arrays.note
 
 
 def test_classes_may_be_words(toys):
     arrays = load_data("torchvision:Words")
     assert arrays.class_names == ("run", "walk")
-    assert arrays.train_y.tolist() == [1, 0] * 20
+    assert arrays.train.y.tolist() == [1, 0] * 20
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_data_set_on_disk_is_a_stream_with_the_names_of_its_classes(pets):
     assert stream.counts == [4, 4, 4]
     assert "images of 2 sizes" in stream.note
     arrays = load_data(pets(train=30, validation=9))
-    assert torch.unique(arrays.test_x).tolist() == [50]
+    assert torch.unique(arrays.test.x).tolist() == [50]
     assert named.NO_TEST in arrays.note
     alone = load_data(pets(alone=30))
-    assert (len(alone.train_y), len(alone.test_y)) == (24, 6)
+    assert (len(alone.train.y), len(alone.test.y)) == (24, 6)
 
 
 @hashed

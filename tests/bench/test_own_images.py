@@ -29,7 +29,7 @@ def folder(root, sizes, suffix=".png", classes=("cat", "dog")):
 
 def loaded(root, image_size=0):
     arrays = load_own(str(root), image_size)
-    return tuple(arrays.train_x.shape[2:]), arrays.note
+    return tuple(arrays.train.x.shape[2:]), arrays.note
 
 
 # ---- sizes
@@ -101,9 +101,9 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     upright.paste((255, 255, 255), (0, 0, 16, 10))  # the upper half is the right half once it is turned
     upright.save(tmp_path / "cat" / "0.jpg", exif=exif, quality=95)
     arrays = load_own(str(tmp_path))
-    assert arrays.train_x.shape[2:] == (16, 20)
+    assert arrays.train.x.shape[2:] == (16, 20)
     assert arrays.note == ""
-    images = torch.cat([arrays.train_x, arrays.test_x])
+    images = torch.cat([arrays.train.x, arrays.test.x])
     turned = images[[int(image.max()) > 250 for image in images]]
     assert len(turned) == 1
     assert turned[0, :, 8, 15].min() > 240
@@ -137,7 +137,7 @@ def test_hidden_images_are_left_out_for_systems_and_tools_make_them(tmp_path):
     photo(root / "cat" / ".ipynb_checkpoints" / "0.png")
     photo(root / ".cache" / "0.png")
     arrays = load_own(str(root))
-    assert arrays.train_y.tolist() == expected.train_y.tolist()
+    assert arrays.train.y.tolist() == expected.train.y.tolist()
     assert "files left out: 3 .png" in arrays.note
 
 
@@ -146,7 +146,7 @@ def test_parts_may_be_written_in_capitals(tmp_path):
         folder(tmp_path / part, [(8, 8)] * 2)
     arrays = load_own(str(tmp_path))
     assert arrays.class_names == ("cat", "dog")
-    assert len(arrays.train_x) == len(arrays.test_x) == 4
+    assert len(arrays.train.x) == len(arrays.test.x) == 4
 
 
 @pytest.mark.parametrize("names", [("training", "testing"), ("Train", "Test", "extra"), ("images", "more")])

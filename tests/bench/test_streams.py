@@ -133,12 +133,12 @@ class TestClassIncremental:
         assert (stream.image_shape, stream.classes, stream.counts) == ((1, 28, 28), 10, [8] * 5)
         assert stream.experience_classes[0] == sorted(first)
         assert "120 training and 40 test images" in stream.description
-        assert load("mnist", str(mnist)).train_x.dtype == torch.uint8
+        assert load("mnist", str(mnist)).train.x.dtype == torch.uint8
 
     def test_fashion_mnist_is_another_set_with_class_names(self, mnist):
         stream = make_stream("split_fmnist", 0, data=str(mnist))
         assert stream.class_names[:2] == ("T-shirt/top", "Trouser")
-        assert not torch.equal(load("fmnist", str(mnist)).train_x, load("mnist", str(mnist)).train_x)
+        assert not torch.equal(load("fmnist", str(mnist)).train.x, load("mnist", str(mnist)).train.x)
 
     def test_the_order_follows_the_seed_and_the_images_do_not(self, mnist):
         one, two, again = (make_stream("split_mnist", seed, data=str(mnist), train_images=50) for seed in (1, 2, 1))
@@ -224,7 +224,7 @@ class TestParts:
         arrays = load("mnist", str(mnist))
         of = {
             part: {bytes(x.numpy()) for x in images}
-            for part, images in (("train", arrays.train_x), ("test", arrays.test_x))
+            for part, images in (("train", arrays.train.x), ("test", arrays.test.x))
         }
         seen = [
             {bytes((x * 255).round().byte().numpy()) for x in everything(e.dataset)[0]}
@@ -339,10 +339,10 @@ class TestNpz:
         own = own_arrays(shape=shape, dtype=dtype)
         arrays = load_own(npz(**own | {"train_labels": own["train_labels"][:, None].astype(np.uint8)}))
         expected = own["train_images"].reshape(40, 6, 5, -1).transpose(0, 3, 1, 2)
-        assert arrays.train_x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
-        assert arrays.train_x.is_contiguous()
-        assert np.array_equal(arrays.train_x.numpy(), expected.astype(arrays.train_x.numpy().dtype))
-        assert arrays.train_y.tolist() == own["train_labels"].tolist()
+        assert arrays.train.x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+        assert arrays.train.x.is_contiguous()
+        assert np.array_equal(arrays.train.x.numpy(), expected.astype(arrays.train.x.numpy().dtype))
+        assert arrays.train.y.tolist() == own["train_labels"].tolist()
         assert arrays.class_names == ("0", "1", "2", "3")
 
     @pytest.mark.parametrize(
@@ -451,18 +451,18 @@ class TestFolder:
         assert stream.class_names == ("Apfel", "Birne")
         assert stream.image_shape == (3, 4, 5)
         arrays = load_own(str(root))
-        assert arrays.train_y.tolist() == [0] * 5 + [1] * 5
-        assert arrays.train_x[6, :, 0, 0].tolist() == [10, 1, 7]
-        assert arrays.test_x[6, :, 0, 0].tolist() == [10, 3, 7]
+        assert arrays.train.y.tolist() == [0] * 5 + [1] * 5
+        assert arrays.train.x[6, :, 0, 0].tolist() == [10, 1, 7]
+        assert arrays.test.x[6, :, 0, 0].tolist() == [10, 3, 7]
         assert arrays.note.startswith("files left out: 1 .txt")
 
     def test_a_single_folder_is_split_always_the_same_way_and_grey_stays_one_channel(self, tmp_path):
         write_images(tmp_path, ["a", "b"], mode="L", suffix=".PNG")
         one, two = load_own(str(tmp_path)), load_own(str(tmp_path))
-        assert one.train_x.shape == (8, 1, 4, 5)
-        assert sorted(one.test_y.tolist()) == [0, 1]
-        assert torch.equal(one.train_x, two.train_x)
-        assert set(one.train_x[:, 0, 0, 0].tolist()) | set(one.test_x[:, 0, 0, 0].tolist()) == {
+        assert one.train.x.shape == (8, 1, 4, 5)
+        assert sorted(one.test.y.tolist()) == [0, 1]
+        assert torch.equal(one.train.x, two.train.x)
+        assert set(one.train.x[:, 0, 0, 0].tolist()) | set(one.test.x[:, 0, 0, 0].tolist()) == {
             10 * i + c for i in range(5) for c in range(2)
         }
 
@@ -470,7 +470,7 @@ class TestFolder:
     def test_validation_images_by_any_of_their_usual_names(self, tmp_path, name):
         write_images(tmp_path, [f"{part}/{c}" for part in ("train", "test", name) for c in "ab"])
         arrays = load_own(str(tmp_path))
-        assert [len(x) for x in (arrays.train_x, arrays.test_x, arrays.val_x)] == [10, 10, 10]
+        assert [len(x) for x in (arrays.train.x, arrays.test.x, arrays.val.x)] == [10, 10, 10]
         (tmp_path / name / "b").rename(tmp_path / name / "c")
         with pytest.raises(ValueError, match=f"train/ and {name}/ must have the same classes; .*: b, c"):
             load_own(str(tmp_path))
@@ -480,14 +480,14 @@ class TestFolder:
         write_images(tmp_path, names)
         arrays = load_own(str(tmp_path))
         assert arrays.class_names == names
-        assert len(arrays.train_x) == 4 * len(names)
-        assert arrays.val_x is None
+        assert len(arrays.train.x) == 4 * len(names)
+        assert arrays.val is None
 
     def test_several_sizes_become_one_square_and_the_description_says_so(self, tmp_path):
         write_images(tmp_path, ["a"], size=(9, 7))
         write_images(tmp_path, ["b"], size=(12, 5), mode="L")
         arrays = load_own(str(tmp_path))
-        assert arrays.train_x.shape[1:] == (3, 6, 6)
+        assert arrays.train.x.shape[1:] == (3, 6, 6)
         assert "2 sizes, each scaled and cut to 6 x 6" in make_stream("own", 0, data=str(tmp_path)).description
 
     def test_refused(self, tmp_path):
@@ -612,9 +612,9 @@ class TestDownloads:
         arrays = load(source, str(tmp_path))
         mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in STREAMS[f"split_{source}"].normalise)
         x, y, _ = everything(stream.benchmark.test_stream[0].dataset)
-        rows = torch.nonzero(arrays.test_y == y[0])[:, 0]
-        assert torch.equal(x[0], (arrays.test_x[rows[0]].float() / 255 - mean) / std)
-        assert arrays.test_x[0, :, 0, :3].tolist() == [[0, 1, 2], [255, 254, 253], [0, 0, 1]]  # planes, rows, columns
+        rows = torch.nonzero(arrays.test.y == y[0])[:, 0]
+        assert torch.equal(x[0], (arrays.test.x[rows[0]].float() / 255 - mean) / std)
+        assert arrays.test.x[0, :, 0, :3].tolist() == [[0, 1, 2], [255, 254, 253], [0, 0, 1]]  # planes, rows, columns
 
     def test_a_damaged_cifar_without_a_network(self, tmp_path, monkeypatch):
         folder = batches(tmp_path, "cifar10", 10, monkeypatch)
@@ -644,10 +644,10 @@ class TestDownloads:
             load("tiny_imagenet", str(tmp_path))
         monkeypatch.setitem(sources.DOWNLOADS, "tiny_imagenet", dataclasses.replace(kind, sizes=(400, 200)))
         arrays = load("tiny_imagenet", str(tmp_path))
-        assert arrays.train_x.shape == (400, 3, 64, 64)
+        assert arrays.train.x.shape == (400, 3, 64, 64)
         assert arrays.class_names[3] == "n0003"
-        assert arrays.train_y.tolist() == np.repeat(np.arange(200), 2).tolist()
-        assert arrays.test_x[7].flatten(1).unique(dim=1).flatten().tolist() == [7, 7, 7]  # grey files become colour
+        assert arrays.train.y.tolist() == np.repeat(np.arange(200), 2).tolist()
+        assert arrays.test.x[7].flatten(1).unique(dim=1).flatten().tolist() == [7, 7, 7]  # grey files become colour
         load.cache_clear()
         (folder / "val" / "images" / "val_7.PNG").write_bytes(b"broken")
         with pytest.raises(ValueError, match=r"val_7.PNG: not a readable image"):

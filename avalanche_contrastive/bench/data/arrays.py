@@ -18,40 +18,50 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SPLIT_SEED = 0  # train / test and train / validation are the same for every run; only the class order follows its seed
 PARTS = ("train", "test", "val")
 BANK = ("train_features", "train_labels", "test_features", "test_labels", "class_names", "origin")
-ORIGIN = ("encoder", "weights", "data_digest", "augmentation")  # of its origin, what is told of it
+ORIGIN = ("encoder", "weights", "data_digest", "augmentation")  # what a result says of a bank's origin
 NOTE = "features of the frozen encoder {encoder} (weights {weights}, data {data_digest}); views: {augmentation}"
 SHOWN = 10  # of a long list in a message
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """Decoded images and their labels.
+class Part:
+    """The images of one part of a data set, and what is known of each.
 
     Args:
-        train_x: (N, C, H, W), bytes, or floats in [0, 1].
-        train_y: (N,) classes, 0 ... K - 1, each there.
-        test_x: likewise.
-        test_y: likewise, the same classes.
+        x: (N, C, H, W), bytes, or floats in [0, 1].
+        y: (N,) classes, 0 ... K - 1.
+        domains: (N,) domains, 0 ... D - 1, if the source says.
+        name: what the images are called in words, "test".
+    """
+
+    x: Tensor
+    y: Tensor
+    domains: Tensor | None = None
+    name: str = ""
+
+    def rows(self, rows: Array, name: str = "") -> "Part":
+        """Some of the images."""
+        domains = None if self.domains is None else self.domains[rows]
+        return Part(self.x[rows], self.y[rows], domains, name or self.name)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set: decoded images and their labels.
+
+    Args:
+        train: training images; each class is there.
+        test: test images, of the same classes and domains.
         class_names: K names.
-        val_x: validation images, if the source has some.
-        val_y: their classes.
-        train_domains: (N,) domains, 0 ... D - 1, if the source says.
-        test_domains: likewise, the same domains.
-        val_domains: likewise.
+        val: validation images, if the source has some; likewise.
         note: what was done to the images, in words; empty if nothing.
         features: whether these are no images but features from a bank, (N, 1 + V, 1, D), see ``read_bank``.
     """
 
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    train: Part
+    test: Part
     class_names: tuple[str, ...]
-    val_x: Tensor | None = None
-    val_y: Tensor | None = None
-    train_domains: Tensor | None = None
-    test_domains: Tensor | None = None
-    val_domains: Tensor | None = None
+    val: Part | None = None
     note: str = ""
     features: bool = False
 
@@ -158,11 +168,7 @@ def _some(values: Array) -> str:
 
 
 def check_memory(where: str, needed: int) -> None:
-    """Refuse what will not fit.
-
-    Args:
-        where: begins the message.
-        needed: bytes.
+    """Refuse what needs more bytes than are free; `where` begins the message.
 
     Raises:
         ValueError: with both sizes.
@@ -229,49 +235,25 @@ def load_npz(path: Path) -> Arrays:
         final += values * (1 if dtype == np.uint8 else 4)
     check_memory(str(path), loaded + final)
 
-    x, y, domains = {}, {}, {}
+    found = {}
     with np.load(path, allow_pickle=False) as archive:
         for part in parts:
-            x[part] = images_tensor(f"{path}, {part}_images", _member(path, archive, f"{part}_images"))
-            y[part] = label_array(f"{path}, {part}_labels", _member(path, archive, f"{part}_labels"), len(x[part]))
-            if "train_domains" in headers:
-                key = f"{part}_domains"
-                domains[part] = label_array(f"{path}, {key}", _member(path, archive, key), len(x[part]))
-    shapes = {part: tuple(images.shape[1:]) for part, images in x.items()}
-    if len(set(shapes.values())) > 1 or len({images.dtype for images in x.values()}) > 1:
+            x = images_tensor(f"{path}, {part}_images", _member(path, archive, f"{part}_images"))
+            y = _label_tensor(path, archive, f"{part}_labels", len(x))
+            has_domains = "train_domains" in headers
+            found[part] = Part(x, y, _label_tensor(path, archive, f"{part}_domains", len(x)) if has_domains else None)
+    shapes = {part: tuple(images.x.shape[1:]) for part, images in found.items()}
+    if len(set(shapes.values())) > 1 or len({images.x.dtype for images in found.values()}) > 1:
         raise ValueError(f"{path}: all images must be of one shape and type, got (C, H, W) {shapes}.")
-    classes = check_classes(str(path), {f"{part}_labels": labels for part, labels in y.items()})
+    classes = check_classes(str(path), {f"{part}_labels": images.y.numpy() for part, images in found.items()})
+    domains = {f"{part}_domains": p.domains.numpy() for part, p in found.items() if p.domains is not None}
     if domains:
-        check_classes(str(path), {f"{part}_domains": ids for part, ids in domains.items()}, what="domain")
-    return arrays_of(x, y, tuple(map(str, range(classes))), domains=domains)
+        check_classes(str(path), domains, what="domain")
+    return Arrays(found["train"], found["test"], tuple(map(str, range(classes))), found.get("val"))
 
 
-def arrays_of(
-    x: Mapping[str, Tensor],
-    y: Mapping[str, Array],
-    class_names: tuple[str, ...],
-    *,
-    domains: Mapping[str, Array],
-    note: str = "",
-) -> Arrays:
-    """The data set, of images and labels by part."""
-
-    def tensor(values: Mapping[str, Array], part: str) -> Tensor | None:
-        return torch.from_numpy(values[part]) if part in values else None
-
-    return Arrays(
-        train_x=x["train"],
-        train_y=torch.from_numpy(y["train"]),
-        test_x=x["test"],
-        test_y=torch.from_numpy(y["test"]),
-        val_x=x.get("val"),
-        val_y=tensor(y, "val"),
-        train_domains=tensor(domains, "train"),
-        test_domains=tensor(domains, "test"),
-        val_domains=tensor(domains, "val"),
-        class_names=class_names,
-        note=note,
-    )
+def _label_tensor(path: Path, archive: Any, key: str, images: int) -> Tensor:
+    return torch.from_numpy(label_array(f"{path}, {key}", _member(path, archive, key), images))
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -351,11 +333,9 @@ def read_bank(path: Path) -> tuple[Arrays, dict[str, Any]]:
         )
     check_classes(str(path), {"train_labels": y.numpy(), "test_labels": test_y.numpy()})
     arrays = Arrays(
-        train_x=train[:, :, None],
-        train_y=y,
-        test_x=test[:, :, None],
-        test_y=test_y,
-        class_names=tuple(map(str, found["class_names"])),
+        Part(train[:, :, None], y),
+        Part(test[:, :, None], test_y),
+        tuple(map(str, found["class_names"])),
         note=NOTE.format_map(origin),
         features=True,
     )

@@ -72,14 +72,14 @@ def make_bank(
     if path.exists():
         return _same(path, origin)
     encoder = encoder.to(device)
-    _features(encoder, _images(data.train_x[:2], 0, device), half)  # fails before anything is written
+    _features(encoder, _images(data.train.x[:2], 0, device), half)  # fails before anything is written
     parts = path.with_name(f".{path.name}.parts")
     _open_parts(parts, origin)
     jobs = _jobs(data, views)
     for number, (part, view, start) in enumerate(jobs):
         file = parts / f"{part}-{view}-{start:08d}.npy"
         if not file.exists():
-            x = _images(data.train_x if part == "train" else data.test_x, start, device)
+            x = _images(data.train.x if part == "train" else data.test.x, start, device)
             if view and augmentation is not None:
                 torch.manual_seed(seed * 1_000_003 + view * 100_003 + start)  # the same whenever it is computed
                 x = augmentation(x)
@@ -104,7 +104,7 @@ def _origin(
         "seed": seed,
         "precision": "bfloat16" if half else "float32",
         "data": title,
-        "data_digest": _digest(data.train_x, data.train_y, data.test_x, data.test_y),
+        "data_digest": _digest(data.train.x, data.train.y, data.test.x, data.test.y),
         "torch": torch.__version__,
     }
 
@@ -123,8 +123,8 @@ def _same(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def _jobs(data: Arrays, views: int) -> list[tuple[str, int, int]]:
     """Part, view and first image of each batch."""
-    jobs = [("train", view, start) for view in range(views + 1) for start in range(0, len(data.train_x), BATCH)]
-    return jobs + [("test", 0, start) for start in range(0, len(data.test_x), BATCH)]
+    jobs = [("train", view, start) for view in range(views + 1) for start in range(0, len(data.train.x), BATCH)]
+    return jobs + [("test", 0, start) for start in range(0, len(data.test.x), BATCH)]
 
 
 def _digest(*tensors: Tensor) -> str:
@@ -175,9 +175,9 @@ def _write(path: Path, parts: Path, data: Arrays, views: int, origin: Mapping[st
         np.savez(
             out,
             train_features=np.stack([joined("train", view) for view in range(views + 1)], axis=1),
-            train_labels=data.train_y.numpy(),
+            train_labels=data.train.y.numpy(),
             test_features=joined("test", 0)[:, None],
-            test_labels=data.test_y.numpy(),
+            test_labels=data.test.y.numpy(),
             class_names=np.array(data.class_names),
             origin=np.array(json.dumps(origin, sort_keys=True)),
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 
 __all__ = ["ENCODERS", "Encoder", "make_encoder"]
 
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(x):
             raise ValueError(
                 "the encoder must give a vector for each image, (B, D) or (B, D, H, W), got "
-                f"{came(features)} for {tuple(x.shape)}"
+                f"{form_of(features)} for {tuple(x.shape)}"
             )
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 

@@ -17,7 +17,7 @@ from avalanche_contrastive.bench.data.arrays import (
     PARTS,
     Array,
     Arrays,
-    arrays_of,
+    Part,
     check_classes,
     check_memory,
     images_tensor,
@@ -160,13 +160,16 @@ def assembled(
     size, note = _common_size(headers, image_size)
     channels = 1 if all(header.grey for header in headers) else 3
     check_memory(where, 2 * len(headers) * size[0] * size[1] * channels)
-    x, y = {part: images_tensor(where, decode(some, channels, size)) for part, some in images.items()}, dict(labels)
-    if "all" in images:
-        kept, held = stratified(torch.from_numpy(y["all"]), TEST_SHARE, where, classes)
-        x, y = {"train": x["all"][kept], "test": x["all"][held]}, {"train": y["all"][kept], "test": y["all"][held]}
-    check_classes(where, y)
-    words = [note, _dropped(headers), *notes]
-    return arrays_of(x, y, classes, domains={}, note="; ".join(filter(None, words)))
+    parts = {
+        part: Part(images_tensor(where, decode(some, channels, size)), torch.from_numpy(labels[part]))
+        for part, some in images.items()
+    }
+    if "all" in parts:
+        kept, held = stratified(parts["all"].y, TEST_SHARE, where, classes)
+        parts = {"train": parts["all"].rows(kept), "test": parts["all"].rows(held)}
+    check_classes(where, {name: part.y.numpy() for name, part in parts.items()})
+    words = filter(None, [note, _dropped(headers), *notes])
+    return Arrays(parts["train"], parts["test"], classes, parts.get("val"), "; ".join(words))
 
 
 def _common_size(headers: Sequence[Header], image_size: int) -> tuple[Size, str]:

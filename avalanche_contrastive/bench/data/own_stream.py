@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from avalanche_contrastive._checks import came
+from avalanche_contrastive._checks import form_of
 from avalanche_contrastive._outside import find
 from avalanche_contrastive.bench.data.kinds import PHOTO, Stream, StreamKind
 
@@ -45,7 +45,9 @@ def own_stream(name: str, seed: int, *, validation: bool, root: str, wanted: Map
         )
     x = train[0].dataset[0][0]
     if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
-        raise ValueError(f"{name}: a sample must be a float tensor (C, H, W), got {came(x)}. Is a transform missing?")
+        raise ValueError(
+            f"{name}: a sample must be a float tensor (C, H, W), got {form_of(x)}. Is a transform missing?"
+        )
     groups = [sorted(set(map(int, experience.dataset.targets))) for experience in train]
     tested = {int(y) for experience in test for y in experience.dataset.targets}
     classes = max(*tested, *(c for group in groups for c in group)) + 1

@@ -20,6 +20,7 @@ from filelock import FileLock
 from avalanche_contrastive.bench.data.arrays import (
     Array,
     Arrays,
+    Part,
     check_classes,
     check_memory,
     images_tensor,
@@ -145,7 +146,7 @@ def other_data(name: str, kind: StreamKind, root: str) -> tuple[torch.Tensor, to
                     f"{ours.get(key)!r}. Delete it, and make it anew with the same --encoder and --image-size."
                 )
     arrays = load(name, folder)
-    return arrays.test_x, arrays.test_y
+    return arrays.test.x, arrays.test.y
 
 
 def _digits() -> Arrays:
@@ -155,7 +156,7 @@ def _digits() -> Arrays:
     x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16  # 16 is the darkest grey in these scans
     y = torch.tensor(targets, dtype=torch.long)
     kept, held = stratified(y, 0.2, "digits")
-    return Arrays(x[kept], y[kept], x[held], y[held], tuple(map(str, range(10))))
+    return Arrays(Part(x[kept], y[kept]), Part(x[held], y[held]), tuple(map(str, range(10))))
 
 
 def _download(kind: Download, folder: Path) -> Arrays:
@@ -202,9 +203,9 @@ def _decoded(kind: Download, folder: Path, train: Any, test: Any) -> Arrays:
         except ValueError as error:
             raise ValueError(_what_to_do(kind, folder, str(error))) from error
         images.append(images_tensor(where, raw))
-    x, y = images, [torch.from_numpy(values) for values in labels]
+    train_part, test_part = (Part(x, torch.from_numpy(y)) for x, y in zip(images, labels, strict=True))
     names = train.classes if hasattr(train, "classes") else [train.id2label[i] for i in sorted(train.id2label)]
-    return Arrays(x[0], y[0], x[1], y[1], tuple(names))
+    return Arrays(train_part, test_part, tuple(names))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import rotate  # type: ignore[import-untyped, unused-ignore]
 
-from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, stratified
+from avalanche_contrastive.bench.data.arrays import SPLIT_SEED, Array, Arrays, Part, stratified
 from avalanche_contrastive.bench.data.kinds import HUGGINGFACE, STREAMS, TORCHVISION, Stream, StreamKind, class_sizes
 from avalanche_contrastive.bench.data.named import read_named
 from avalanche_contrastive.bench.data.own import assembled, load_own
@@ -27,31 +27,17 @@ TURN = 180.0  # degrees; a domain of rotated_mnist is turned by less
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Images for training or for evaluation: (N, C, H, W), (N,) classes, (N,) domains if the data have some, a name."""
-
-    x: Tensor
-    y: Tensor
-    domains: Tensor | None
-    name: str
-
-    def rows(self, rows: Array, name: str = "") -> "_Part":
-        domains = None if self.domains is None else self.domains[rows]
-        return _Part(self.x[rows], self.y[rows], domains, name or self.name)
-
-
-@dataclass(frozen=True)
 class _Loaded:
     """The data that a stream is cut from."""
 
     kind: StreamKind
     class_names: tuple[str, ...]
     note: str
-    train: _Part
-    held: _Part
+    train: Part
+    held: Part
 
     @property
-    def parts(self) -> tuple[_Part, _Part]:
+    def parts(self) -> tuple[Part, Part]:
         return self.train, self.held
 
 
@@ -180,15 +166,10 @@ def subset(strata: Tensor, size: int, key: Sequence[int] = ()) -> Array:
 
 
 def rotation(angle: float, height: int, width: int) -> Tensor:
-    """For each pixel of an image turned counter-clockwise, the pixel that it shows, -1 for none: (H * W,).
+    """For each pixel of an image turned counter-clockwise by degrees, the pixel that it shows, -1 for none: (H * W,).
 
     torchvision's rotation to the nearest pixel, as Avalanche's RotatedMNIST has it, of the pixels' own numbers: what it
     does to them it does to any image, and an image is then turned by one indexing when it is fetched.
-
-    Args:
-        angle: in degrees.
-        height: of the image.
-        width: of the image.
     """
     numbers = torch.arange(1, height * width + 1, dtype=torch.float32).reshape(1, height, width)
     turned: Tensor = rotate(numbers, angle)
@@ -238,18 +219,18 @@ def _load(kind: StreamKind, data: str, root: str, validation: bool, image_size: 
     )
     if arrays.features:
         kind = replace(kind, network="adapter", augmentation={}, normalise=None, features=True)
-    train = _Part(arrays.train_x, arrays.train_y, arrays.train_domains, "training")
+    train = replace(arrays.train, name="training")
     if not validation:
-        held = _Part(arrays.test_x, arrays.test_y, arrays.test_domains, "test")
-    elif arrays.val_x is not None and arrays.val_y is not None:
-        held = _Part(arrays.val_x, arrays.val_y, arrays.val_domains, "validation")
+        held = replace(arrays.test, name="test")
+    elif arrays.val is not None:
+        held = replace(arrays.val, name="validation")
     else:
         kept, rest = stratified(train.y, VALIDATION_SHARE, f"{kind.title}, validation images out of training images")
         train, held = train.rows(kept), train.rows(rest, "validation")
     return _Loaded(kind, arrays.class_names, arrays.note, train, held)
 
 
-def _capped(part: _Part, size: int, key: Sequence[int] = ()) -> _Part:
+def _capped(part: Part, size: int, key: Sequence[int] = ()) -> Part:
     if not size or size >= len(part.y):
         return part
     # Where the data have domains, a class of each domain is a stratum.

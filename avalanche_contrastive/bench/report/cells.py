@@ -9,14 +9,14 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Code(str):
-    """A cell to be set in the type of code, such as the name of a row."""
+    """A cell in the typeface of code, such as the name of a row."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table in words; false without rows, and as a string its Markdown.
+    """A table of words. It is false without rows; as a string it is Markdown.
 
     Args:
         columns: headings.
@@ -62,7 +62,7 @@ def _cell(text: str, *, best: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Words as they may stand anywhere in Markdown, cells of tables included."""
+    """Words with Markdown's signs escaped, for paragraphs and for cells of tables."""
     return re.sub(r"([|\\`*<]|\](?=\())", r"\\\1", re.sub(r"\s+", " ", text))
 
 
@@ -78,7 +78,7 @@ def defined(definition: tuple[str, str]) -> str:
 
 
 def parts(prose: str) -> list[tuple[str, bool]]:
-    """A paragraph in pieces, and which of them are code; a backtick without another is only a backtick."""
+    """The pieces of a paragraph, and which of them are code; a backtick without a second one is an ordinary sign."""
     pieces = prose.split("`")
     if len(pieces) % 2 == 0:
         pieces[-2:] = ["`".join(pieces[-2:])]
@@ -89,7 +89,7 @@ def parts(prose: str) -> list[tuple[str, bool]]:
 
 
 def capital(text: str) -> str:
-    """With a capital letter; the rest stays."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -103,12 +103,12 @@ def worded(thing: object) -> str:
 
 
 def listed(things: Iterable[object]) -> str:
-    """Commas between."""
+    """The things, with commas between them."""
     return ", ".join(map(str, things))
 
 
 def count(number: int, noun: str) -> str:
-    """With an s where it needs one."""
+    """A number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 

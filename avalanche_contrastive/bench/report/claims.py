@@ -121,7 +121,7 @@ def _differences(
 
 
 def _aligned(rows: Sequence[Sequence[Result]], figure: Figure) -> list[tuple[float, ...]]:
-    """Nothing for rows of different streams."""
+    """The values of several rows, seed by seed; none for rows of different streams."""
     if len({stream_of(results) for results in rows}) > 1:
         return []
     try:

@@ -71,7 +71,7 @@ def comparison_table(grouped: Grouped) -> Table:
 
 
 def _compared(first: Row, second: Row, grouped: Grouped) -> tuple[tuple[str, ...], int, str]:
-    """A line of the comparison table, how many seeds it rests on, and why there is no comparison if there is none."""
+    """A line of the comparison table, the number of its seeds, and the reason if there is no comparison."""
     name, figure = ("Recall@1", recall) if first.config.method == "csd" else ("final accuracy", get("final_accuracy"))
     start = (first.label, memory(grouped[first.name]), second.label, name)
     try:
@@ -119,7 +119,7 @@ def overview_table(everything: Everything) -> Table:
 
 
 def published_tables(everything: Everything) -> dict[str, Table]:
-    """By paper: the published numbers with what we have to put beside them.
+    """By paper: the published numbers beside our results.
 
     Empty if no suite is there that published.toml knows: a page of somebody's own stream needs none of them.
     """
@@ -149,7 +149,7 @@ def _published_line(pair: Beside) -> tuple[str, ...]:
 
 
 def published_notes(tables: Sequence[Table]) -> str:
-    """The rule behind the verdicts, and how often each of the good ones is given."""
+    """The rule for the verdicts, and how often each of the two good ones is given."""
     verdicts = [row[-1] for table in tables for row in table.rows]
     return (
         f"{SAME_SETTING} Of {len(verdicts)}: {verdicts.count(REPRODUCED)} {REPRODUCED}, {verdicts.count(DEVIATING)} "

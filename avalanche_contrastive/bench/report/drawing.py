@@ -19,7 +19,7 @@ LETTERS = 26  # in a line of a legend or above a matrix
 
 
 def words(label: str) -> str:
-    """A label in lines of some letters, without signs that no font has."""
+    """A label in lines of at most LETTERS letters; signs that no font has are replaced."""
     return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(label.split())), LETTERS)
 
 
@@ -29,13 +29,13 @@ def shown_rows(grouped: Grouped) -> list[Row]:
 
 
 def titled(row: Row, rows: Sequence[Row], grouped: Grouped) -> str:
-    """The label, with the memory where the rows have several sizes."""
+    """The label; with the memory where the rows differ in it."""
     size = memory_of(row, grouped)
     return f"{row.label}, memory {size}" if size and len(memories(rows, grouped)) > 1 else row.label
 
 
 def new_grid(panels: int, across: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure with at least one place; those that are not needed are blank."""
+    """A figure and its grid of axes, one at least; axes beyond the panels are blank."""
     columns = min(across, max(1, panels))
     lines = -(-max(1, panels) // columns)
     figure, grid = plt.subplots(

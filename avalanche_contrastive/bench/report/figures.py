@@ -42,7 +42,7 @@ class Column:
     Args:
         cell: what several seeds of one row come to.
         meaning: a sentence without its subject.
-        figure: of one result, where the best of the column can be told.
+        figure: of one result; None where the column has none.
         better: 1 where higher is better, -1 where lower is; 0: no row is the best.
     """
 
@@ -100,7 +100,7 @@ def _matrix(result: Result, key: str) -> Matrix | None:
 
 
 def known(results: Sequence[Result], figure: Figure) -> list[float]:
-    """A figure of each of these results; empty if one lacks it or has no finite one."""
+    """A figure of each result; empty if one of them has no finite value."""
     found = [value for value in map(figure, results) if value is not None and is_finite(value)]
     return found if len(found) == len(results) else []
 
@@ -247,7 +247,7 @@ PUBLISHED: Mapping[str, Figure] = {
 
 
 def further(rows: Sequence[Row], grouped: Grouped) -> dict[str, Column]:
-    """Columns that only some results have: accuracies by the way of evaluation, and metrics of one's own."""
+    """Columns that only some results have: accuracies by other ways of evaluation, and the user's own metrics."""
     results = [result for row in rows for result in grouped[row.name]]
     ways = dict.fromkeys(way for result in results for way in result.get("evaluations") or {})
     metrics = dict.fromkeys(name for result in results for name in result.get("metrics") or {})
@@ -287,7 +287,7 @@ def memories(rows: Sequence[Row], grouped: Grouped) -> list[int]:
 
 
 def by_memory(rows: Sequence[Row], grouped: Grouped) -> list[Row]:
-    """The rows by size of memory where there are several sizes, those without one first; else in their order."""
+    """The rows sorted by memory, those without one first; unchanged where all memories have the same size."""
     return sorted(rows, key=lambda row: memory_of(row, grouped)) if len(memories(rows, grouped)) > 1 else list(rows)
 
 
@@ -309,13 +309,13 @@ def stream_of(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def drawn(result: Result) -> dict[str, Sequence[float]]:
-    """What the seed decided of a run's stream, by name; the class order of rotated domains says nothing."""
+    """What the seed decided of a run's stream, by name: the rotations of rotated domains, else the class order."""
     angles = result.get("angles")
     return {"rotations": angles} if angles else {"class orders": result.get("class_order", [])}
 
 
 def classes(result: Result) -> list[str]:
-    """The classes of each experience, by name where the result has names; empty where it does not say."""
+    """The classes of each experience, by name if the result has names; empty if it does not list them."""
     names = dict(enumerate(result.get("class_names") or ()))
     return [
         ", ".join(str(names.get(n, n)) for n in experience) for experience in result.get("experience_classes") or ()
@@ -333,7 +333,7 @@ def own_streams(rows: Sequence[Sequence[Result]]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[Result]], figure: Figure, names: Sequence[str]) -> list[tuple[float, ...]]:
-    """A figure of several rows, seed by seed: of the seeds that all have; empty if a value is missing.
+    """A figure of several rows, for each seed that all rows have; empty if a value is missing.
 
     Args:
         rows: results of each row.

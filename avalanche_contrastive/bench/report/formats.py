@@ -106,7 +106,7 @@ def tidy(everything: Everything) -> str:
 
 
 def _figures(result: Result) -> Iterator[tuple[int, str, float]]:
-    """Experience, metric and value; whatever is a number, or numbers by step, is a figure."""
+    """Experience, metric and value of every number in a result, and of every list of numbers by step."""
     last = len(result["test_images"])
     of = "" if result["evaluated_on"] == "test" else "_on_validation"
     nested = {f"seconds_per_experience_{k}": v for k, v in (result.get("seconds_per_experience") or {}).items()}

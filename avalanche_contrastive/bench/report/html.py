@@ -33,7 +33,7 @@ def write_report(everything: Everything, path: Path) -> None:
 
 
 def report_page(everything: Everything) -> str:
-    """The page: what `pages.sections` has, and of each suite its figures, streams, configs and runs.
+    """The page: all `pages.sections`, and for each suite its figures, streams, configs and runs.
 
     Labels may come from files of strangers: all is escaped, and no script but our own may run.
     """
@@ -115,7 +115,7 @@ def runs_table(grouped: Grouped) -> Table:
 
 
 def slug(text: str) -> str:
-    """As a part of an anchor."""
+    """The text as a part of an anchor."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

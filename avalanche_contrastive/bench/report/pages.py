@@ -116,7 +116,7 @@ def _parts(grouped: Grouped) -> list[Part]:
 
 
 def provenance(grouped: Grouped) -> list[str]:
-    """What the runs trained on, with what and where: a sentence each."""
+    """The streams of the runs, and the versions and devices that made them, in sentences."""
     results = [result for row in grouped.values() for result in row]
     streams = dict.fromkeys(str(result["stream"]) for result in results if result.get("stream"))
     versions = dict.fromkeys(listed(f"{name} {number}" for name, number in r["versions"].items()) for r in results)

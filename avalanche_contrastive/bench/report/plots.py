@@ -154,7 +154,7 @@ def _saved(draw: Callable[[Grouped], Any], grouped: Grouped, kind: str, **more: 
 
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """By label, so that a method looks the same with every memory."""
+    """How each row is drawn, by its label: a method looks the same with every memory."""
     found: dict[str, Look] = {}
     used: list[str] = []  # methods of ours, and groups of the baselines
     light = [pair[0] for pair in COLOURS]
@@ -240,7 +240,7 @@ def _curves(grouped: Grouped, key: str, label: str) -> Any:
 
 
 def curve(axes: Any, label: str, look: Look, values: Any, *, focal: bool) -> Any:
-    """Draw one row: `values` in percent, seeds by steps; a row of a single step is a level line."""
+    """Draw one row; `values` in percent, (seeds, steps). A row of a single step is a horizontal line."""
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0 * values[0]
     style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width if focal else 0.8}
     if len(mean) == 1:  # joint training has no steps
@@ -288,7 +288,7 @@ def _seconds(axes: Any, rows: Sequence[Row], grouped: Grouped) -> None:
 
 
 def bars(axes: Any, rows: Sequence[Row], values: Sequence[float], label: str) -> Any:
-    """Level bars, ours in their colours and baselines in grey."""
+    """Horizontal bars, ours in their colours and baselines in grey."""
     ours = {method: light for method, (light, _) in zip(OURS, COLOURS, strict=False)}
     axes.barh(range(len(rows)), values, color=[ours.get(row.config.method, GREY) for row in rows], linewidth=0)
     axes.set_xlabel(label)

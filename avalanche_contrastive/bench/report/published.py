@@ -94,7 +94,7 @@ def near(number: Number, mean: float) -> bool:
 
 
 def load_published(path: Path | None = None) -> dict[str, tuple[str, list[Number]]]:
-    """By paper: what holds of all its numbers, and the numbers, in the order of the file.
+    """By paper: a text about all its numbers, and the numbers, in the order of the file.
 
     Raises:
         ValueError: the file is not as its first lines say; the message names the entry.
@@ -179,7 +179,7 @@ def _beside(number: Number, everything: Mapping[str, Grouped]) -> list[Beside]:
 
 
 def _as_filed(ours: Ours, results: Sequence[Result]) -> bool:
-    """Whether the row's file has the values of these runs: with `run --set` they are of another setting."""
+    """Whether these runs have the values of the row's file; runs with `--set` may have others."""
     if ours.suite not in suites() or ours.row not in row_files(ours.suite):
         return True  # nothing to hold them to
     config = load_row(ours.row, ours.suite).config

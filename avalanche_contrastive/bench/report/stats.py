@@ -66,7 +66,7 @@ def backward_transfer(R: Matrix) -> float | None:
 
 
 def learning_accuracy(R: Matrix) -> float | None:
-    """Mean over the experiences after the first of R[i][i]: how well the newest classes are told from all others.
+    """Mean over the experiences after the first of R[i][i]: how well the newest classes are recognised.
 
     None for fewer than two steps.
     """

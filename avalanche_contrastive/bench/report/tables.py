@@ -85,7 +85,7 @@ def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
 
 
 def ablation_table(grouped: Grouped, *, define: bool = True) -> Table:
-    """Each ablation under the full method that it takes something from."""
+    """Each ablation, below the full method that it is an ablation of."""
     ablations = rows_of(grouped, "ablation")
     rows: list[Row] = []
     for parent in rows_of(grouped, "main"):
@@ -122,7 +122,7 @@ def all_tables(grouped: Grouped) -> str:
 
 
 def figure_titles(grouped: Grouped) -> dict[str, str]:
-    """Those of FIGURE_TITLES that the results have something for."""
+    """The FIGURE_TITLES of the figures that can be drawn of the results."""
     measured = any(result.get("compatibility") for row in grouped.values() for result in row)
     return {name: title for name, title in FIGURE_TITLES.items() if measured or name != "compatibility"}
 
@@ -204,7 +204,7 @@ def settings_tables(grouped: Grouped) -> list[Table]:
 
 
 def changed(result: Result, base: Result) -> str:
-    """What a row's config says otherwise than another's, and whether it was evaluated elsewhere."""
+    """How a row's config differs from another's, and whether it was evaluated on other images."""
     ours, theirs = result["config"], base["config"]
     fields = {key: thing for key, thing in ours.items() if key != "options" and thing != theirs.get(key)}
     options = {key: thing for key, thing in ours["options"].items() if thing != theirs["options"].get(key)}

@@ -31,7 +31,7 @@ EVAL_BATCH = 256
 
 
 def check_rows(rows: Sequence[Row], seeds: Sequence[int], root: str, device: str) -> None:
-    """Refuse what cannot run before the first run starts; what must be downloaded is, once.
+    """Refuse what cannot run before the first run starts; data sets that are not there are downloaded.
 
     Raises:
         ValueError: rows of several suites or of one name, a seed that is too large, or what cannot be built.
@@ -117,7 +117,7 @@ def build(
         config: of the run.
         stream: its data.
         device: where to train.
-        report: hears of progress.
+        report: is called as the run goes on.
         further: metrics beside those of every run.
     """
     kind, method = stream.kind, method_of(config.method)
@@ -188,14 +188,13 @@ def schedule_of(config: Config) -> list[Any]:
         c.lr_by_experience or c.reset_optimizer or c.warmup_epochs
     ):
         return []
-    peak: dict[str, Any] = {"warmup_peak": c.warmup_peak} if c.warmup_peak != "own" else {}
     return [
         ExperienceSchedule(
             c.schedule,
             epochs=(c.epochs, c.epochs_later) if c.epochs_later else None,
             milestones=c.milestones,
             warmup_epochs=c.warmup_epochs,
-            **peak,
+            warmup_peak=c.warmup_peak,
             later=c.lr_later,
             by_experience=c.lr_by_experience,
             reset_optimizer=c.reset_optimizer,
@@ -204,5 +203,5 @@ def schedule_of(config: Config) -> list[Any]:
 
 
 def steps_of(config: Config, benchmark: Any) -> list[Any]:
-    """What is trained on in one go: an experience, or for joint training the whole stream."""
+    """What each call of `train` is given: an experience, or for joint training the whole stream."""
     return [benchmark.train_stream] if config.method == "joint" else list(benchmark.train_stream)

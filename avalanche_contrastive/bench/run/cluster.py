@@ -120,7 +120,7 @@ def submit_jobs(
             folder, under the same path.
         work: what to do with a job; must be picklable.
         write: called by each run, on its node, with its job and its result, hours later perhaps; must be picklable.
-        progress: hears of each end, and of what the runs report in between.
+        progress: shows each end, and what the runs report in between.
         options: what each run asks of the cluster.
         scheduler: Slurm by default.
 

@@ -52,7 +52,7 @@ def execute(
         validation: evaluate on held-out training images, not on the test images.
         device: "cpu", "cuda", or "auto" for the one that is there.
         root: folder of downloaded data sets; "": Avalanche's.
-        report: hears of progress.
+        report: is called as the run goes on.
         checkpoint: saved after each experience but the last, and gone on with if it is of the same run; the caller
             removes it when the result is safe.
         logs: where the metrics go during the run.
@@ -136,7 +136,7 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
 
 
 def _together(cost: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a run cost, and where several processes have trained, how."""
+    """What a run cost; of a run by several processes also their number and backend."""
     if processes() == 1:
         return cost
     return {
@@ -186,14 +186,14 @@ def _train_and_evaluate(
 
 
 def _so_far(figures: Sequence[Mapping[str, Any]], counts: list[int], start: float) -> str:
-    """Accuracy on all classes seen, after some of the experiences, and what the last of them has taken."""
+    """Accuracy on all classes seen so far, and the seconds of the last experience."""
     done = len(figures)
     seen = seen_accuracy([[_figure(figures[-1], "Top1_Acc_Exp/", f"/Exp{j:03d}") for j in range(done)]], counts[:done])
     return f"accuracy {100 * seen[-1]:.1f} so far · {time.perf_counter() - start:.1f} s"
 
 
 def _decisive(config: Config, seed: int, validation: bool, device: torch.device) -> dict[str, Any]:
-    """All that the figures of a run follow from, but the code."""
+    """Everything that decides the figures of a run, except the code."""
     return {
         "config": config.as_dict(),
         "seed": seed,
@@ -247,7 +247,7 @@ def summary(found: Mapping[str, list[list[float]] | None], counts: list[int]) ->
 
 
 def own_figures(config: Config, figures: Sequence[Mapping[str, Any]], experiences: int) -> dict[str, Any]:
-    """By the name of its function, each metric of your own: of every experience and of all after each step."""
+    """The user's own metrics by the name of the function: of each experience and of all, after each step."""
     return {
         name: {
             "matrix": _matrix(figures, f"Own {name}_Exp/", experiences),
@@ -269,7 +269,7 @@ def by_rotation(found: Mapping[str, list[list[float]] | None], counts: list[int]
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """The versions of everything that the numbers depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("avalanche-lib", "torchvision", "numpy", "scikit-learn"):
         found[name] = importlib.metadata.version(name)
@@ -281,7 +281,7 @@ def _matrix(figures: Sequence[Mapping[str, Any]], start: str, experiences: int) 
 
 
 def _figure(figures: Mapping[str, Any], start: str, end: str = "") -> float:
-    """The one figure so named; Avalanche puts a task name in between on some streams."""
+    """The only figure whose name starts and ends so; some streams have a task name in between."""
     found = [value for name, value in figures.items() if name.startswith(start) and name.endswith(end)]
     if len(found) != 1:
         raise RuntimeError(f"expected one metric {start}...{end}, found {len(found)} among {sorted(figures)}")

@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
 
 
 def features(parsed: argparse.Namespace) -> int:
-    """Make the bank, or go on with it; 0 when it is there."""
+    """Make the bank, or go on with one that was begun; 0 when it is there."""
     out: Path = parsed.out.expanduser()
     if out.is_dir() or out.suffix != ".npz":
         raise ValueError(f"--out: expected the name of a file that ends in .npz, got {out}")
@@ -50,13 +50,13 @@ def features(parsed: argparse.Namespace) -> int:
         report=_reporter(),
     )
     size = out.stat().st_size / 1e6
-    print(f"{out}: {len(data.train_y):,} training and {len(data.test_y):,} test images, {size:,.0f} MB")
+    print(f"{out}: {len(data.train.y):,} training and {len(data.test.y):,} test images, {size:,.0f} MB")
     print(", ".join(f"{key} {value}" for key, value in origin.items()))
     return 0
 
 
 def fast_in_half(device: torch.device) -> bool:
-    """Whether bfloat16 has instructions of its own there; without them it is slower than float32."""
+    """Whether the device has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
@@ -79,7 +79,7 @@ def _images(given: str, root: str) -> tuple[Arrays, str, StreamKind]:
     data = load_data(given, root=root)
     if data.features:
         raise ValueError(f"--data: {given} is a feature bank already; images are needed")
-    lost = {"validation images": data.val_x, "domains": data.train_domains}
+    lost = {"validation images": data.val, "domains": data.train.domains}
     for note in [data.note, *(f"the bank is without the {name} of {given}" for name in lost if lost[name] is not None)]:
         if note:
             print(f"note: {note}", file=sys.stderr)

@@ -85,12 +85,7 @@ def logging(logs: Logs | None, strategy: Any, done: int, about: Mapping[str, Any
 
 
 class AppendedCSV(CSVLogger):
-    """Avalanche's CSV files, with the rows of the experiences that are done: it would begin new files.
-
-    Args:
-        folder: of both files.
-        done: number of these experiences.
-    """
+    """Avalanche's CSV files, with the rows of the experiences that are done: it would begin new files."""
 
     def __init__(self, folder: Path, done: int):
         kept = {name: _rows(folder / name, column, done) for name, column in CSV_FILES.items()}
@@ -106,12 +101,7 @@ def _rows(path: Path, column: int, done: int) -> list[str]:
 
 
 class AppendedTensorboard(TensorboardLogger):
-    """Avalanche's, which hides what a killed process has logged of the experience that is done again.
-
-    Args:
-        folder: of the event files.
-        step: training iterations that are done.
-    """
+    """Avalanche's, which hides what a killed process has logged after the training iterations that are done."""
 
     def __init__(self, folder: Path, step: int):
         self.step = step

@@ -26,7 +26,7 @@ COSTLY = ("stream", "data", "scenario", "network", "train_images", "image_size")
 
 
 def command(parsed: argparse.Namespace) -> int:
-    """The command `run`: say what there is to do, then do it, or with --dry-run leave it at that."""
+    """The command `run`: print what there is to do, and do it unless --dry-run is given."""
     matrix = matrix_of(parsed)
     if parsed.dry_run:
         print(matrix.table())
@@ -168,7 +168,7 @@ def _measured(folder: Path, name: str) -> list[tuple[dict[str, Any], float]]:
 
 
 def _share(config: Config, stored: dict[str, Any]) -> float | None:
-    """How many times as many passes a run has as a stored one of the same row; None if more than that differs."""
+    """Passes of a run divided by those of a stored run of the same row; None if they differ in more than that."""
     there = completed(stored)
     if any(there.get(key) != getattr(config, key) for key in COSTLY) or there["method"] != config.method:
         return None

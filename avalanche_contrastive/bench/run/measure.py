@@ -30,9 +30,6 @@ class PeakMemory:
 
     What an earlier run in the same process left is collected, and goes back to the system, first, so that it is not
     counted again.
-
-    Args:
-        device: where the run trains.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -65,7 +62,7 @@ class PeakMemory:
 
 
 def no_memory(row: str, batch_size: int) -> str:
-    """What to say of a row that is out of memory."""
+    """The message for a row that is out of memory."""
     return (
         f"{row} is out of memory with batch_size {batch_size}. Give a smaller batch_size or network, fewer "
         "train_images, or fewer --jobs at a time"
@@ -82,7 +79,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def clock(device: torch.device | str = "cpu") -> float:
-    """``time.perf_counter`` when all that a GPU was given to do is done."""
+    """``time.perf_counter`` when the GPU has finished its work."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)
@@ -92,7 +89,7 @@ def clock(device: torch.device | str = "cpu") -> float:
 
 
 def _reset_peak() -> bool:
-    """Set Linux' high-water mark back to the present size; False where that is not to be had (see proc(5))."""
+    """Set Linux' high-water mark back to the present size; False where that is not possible (see proc(5))."""
     try:
         CLEAR.write_text("5")
         _high_water()
@@ -150,7 +147,7 @@ def device_of(name: str) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What training and evaluation happen under: nothing for "fp32"; for "bf16" matrix products in bfloat16.
+    """The context of training and evaluation: an empty one for "fp32"; for "bf16" matrix products in bfloat16.
 
     Without autocast's cache of rounded weights, which is emptied where an autocast ends: here after many steps.
 

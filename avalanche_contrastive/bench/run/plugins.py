@@ -56,7 +56,7 @@ class _Augmented:
 
 
 class PlainBackward(SupervisedPlugin):
-    """End an autocast for the backward pass: gradients are taken in the precision in which the forward pass was.
+    """Leave an autocast for the backward pass: each gradient is taken in the precision of its forward pass.
 
     The last of the plugins, since others add to the loss just before that pass.
     """
@@ -67,7 +67,7 @@ class PlainBackward(SupervisedPlugin):
         self._off.__enter__()
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Be in it again."""
+        """Enter it again."""
         self._off.__exit__(None, None, None)
 
 
@@ -88,7 +88,7 @@ class TaskAccuracy(PluginMetric[float]):
         self.right = self.seen = 0
 
     def result(self) -> float | None:
-        """Share of images classified rightly, in [0, 1]; None before any image."""
+        """Share of images classified correctly, in [0, 1]; None before any image."""
         return self.right / self.seen if self.seen else None
 
     def before_eval_exp(self, strategy: Any) -> None:
@@ -173,7 +173,7 @@ class OwnMetric(PluginMetric[float]):
 
 
 class ReportProgress(SupervisedPlugin):
-    """Tell how far a run is, at most twice a second and at the end of each training step.
+    """Report how far a run is, at most twice a second and at the end of each training step.
 
     Args:
         report: takes the share done, in [0, 1], and where the run stands in words.
@@ -186,7 +186,7 @@ class ReportProgress(SupervisedPlugin):
         self._last = 0.0
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Whatever a checkpoint says of the clock was that of another process."""
+        """Forget when the last report was: a checkpoint has the clock of another process."""
         self._last = 0.0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

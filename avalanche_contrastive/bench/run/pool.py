@@ -46,7 +46,7 @@ def run_jobs(
         processes: worker processes; with 1 the runs happen in this process.
         work: what to do with a job.
         on_result: called here, in the parent.
-        progress: hears of each start and end, and of what the runs report in between.
+        progress: shows each start and end, and what the runs report in between.
     """
     failed: list[tuple[Job, str]] = []
     outcomes = (
@@ -103,7 +103,7 @@ def _in_workers(jobs: Sequence[Job], processes: int, work: Work, progress: Progr
 
 
 def _pipe() -> tuple[Connection, Connection] | tuple[None, None]:
-    """For the workers' reports, where processes can share one without a lock; elsewhere runs are silent till they end.
+    """A pipe for the workers' reports, where processes can share one without a lock; elsewhere there are no reports.
 
     A killed worker would keep a lock, but a POSIX pipe takes writes of up to PIPE_BUF bytes whole or not at all.
     """
@@ -147,7 +147,7 @@ def _start_worker(writer: Connection | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent leaves its workers waiting for ever otherwise."""
+    """End this worker with its parent: without one it would wait for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -174,7 +174,7 @@ class _Sender:
 
 
 def _ignore(*words: Any, **named: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 _tell: Callable[..., None] = _ignore  # where this process's runs report
@@ -192,7 +192,7 @@ def _reports_to(listener: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Avalanche's own deprecations would tear the progress apart, and it resets any filter against them."""
+    """Show no warnings: Avalanche's would tear the progress display apart, and it resets any filter against them."""
     before, warnings.showwarning = warnings.showwarning, _ignore
     try:
         yield

@@ -25,7 +25,7 @@ class _Running:
     bar: Any = field(default=None, repr=False)
 
     def seconds(self, expected: float | None) -> float | None:
-        """How long the whole run will have taken: by its own pace, before that as expected."""
+        """How long the whole run takes, estimated by its own pace; before it has one, the expected seconds."""
         elapsed = time.monotonic() - self.began
         return elapsed / self.share if self.share >= TRUSTED_SHARE else expected
 
@@ -85,7 +85,7 @@ class Progress:
         self.draw()
 
     def ended(self, job: Job, outcome: Outcome) -> list[tuple[Job, str]]:
-        """A run is over, with a result or without: say how; the failure, if it is one."""
+        """A run is over: show its figures, or that it failed. Returns the failure, if it is one."""
         if isinstance(outcome, str):
             self.finished(job, f"FAILED: {last_line(outcome)}", ok=False)
             return [(job, outcome)]
@@ -168,7 +168,7 @@ class Progress:
             _show(run.bar, f"{run.label:{width}}", f"{run.what or 'starts'}{left}{dot}{figures}")
 
     def _rows(self) -> int:
-        """How many lines of the terminal are for bars: what does not fit would scroll it away."""
+        """How many lines of the terminal are for bars; more bars than fit would scroll it."""
         try:
             lines = os.get_terminal_size(self.out.fileno()).lines if self.out is not None else 0
         except (OSError, ValueError):
@@ -176,7 +176,7 @@ class Progress:
         return min((lines or 24) - 2, MOST_BARS + 1)
 
     def _safely(self, action: Callable[..., Any], *words: Any, **named: Any) -> None:
-        """Draw or write; where the terminal or the pipe is gone, the runs go on without."""
+        """Draw or write; if the terminal or pipe is gone, the runs go on without a display."""
         try:
             action(*words, **named)
         except (OSError, ValueError):  # ValueError: a closed file

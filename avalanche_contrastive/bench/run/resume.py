@@ -20,7 +20,7 @@ Cost = dict[str, list[float]]
 
 @functools.cache
 def code_digest() -> str:
-    """Of the code that runs: results depend on it, and a commit does not tell of changes that are not committed."""
+    """A digest of the code: results depend on it, and a commit does not show changes that are not committed."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[3]
     for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
@@ -29,14 +29,14 @@ def code_digest() -> str:
 
 
 class Keeper:
-    """Saves a run after each experience, and finds what an earlier process has left of the same run.
+    """Saves a run after each experience, and restores what an earlier process has saved of the same run.
 
     Methods whose state cannot be saved run without: that is said once.
 
     Args:
         path: of the checkpoint; None keeps nothing.
         run: all that decides the figures. A checkpoint of another run is not gone on with.
-        say: told how many experiences are done, and why there is no checkpoint.
+        say: is called with the number of experiences done, and with the reason why there is no checkpoint.
         began: when the run did, by ``time.perf_counter``.
     """
 
@@ -45,12 +45,7 @@ class Keeper:
         self.run = json.dumps({**run, "code": code_digest()}, sort_keys=True, default=str)
 
     def resume(self, strategy: Any, stream: Any) -> tuple[Figures, Cost]:
-        """Restore the strategy if there is something to go on with; the figures and costs of the experiences done.
-
-        Args:
-            strategy: freshly built.
-            stream: the training stream.
-        """
+        """Restore a new strategy if there is a checkpoint; the figures and costs of the experiences done."""
         if self.path is None or not self.path.exists():
             return [], {}
         try:
@@ -70,7 +65,7 @@ class Keeper:
         return figures, cost
 
     def save(self, strategy: Any, stream: Any, figures: Sequence[Mapping[str, Any]], cost: Mapping[str, Any]) -> None:
-        """Save what is done; if that is not possible, now and for the rest of the run do without."""
+        """Save what is done; if that fails, the rest of the run has no checkpoints."""
         if self.path is None:
             return
         extra = {
@@ -90,7 +85,7 @@ class Keeper:
             strategy.evaluator.loggers = loggers
 
     def seconds(self) -> float:
-        """Since the run began, without the time between its processes."""
+        """Seconds since the run began, without the time between its processes."""
         return time.perf_counter() - self.began
 
 

@@ -61,7 +61,7 @@ def run_together(device: str, lead: Callable[[], int], follow: Callable[[Any], N
 
 
 def announce(job: Any) -> None:
-    """Tell the other processes what is to be run, None: nothing more; only the first process has something to say."""
+    """Send the next job to the other processes, None after the last one; only the first process sends."""
     if dist.get_rank() == 0:
         dist.broadcast_object_list([(job, own_folders())], 0, group=_channel)
 
@@ -80,6 +80,6 @@ def _follow(train: Callable[[Any], None]) -> None:
 
 
 def end_all(label: str) -> SystemExit:
-    """Say what went wrong in this process; to be raised, by which torchrun ends the others."""
+    """Print what went wrong in this process; raise what is returned, so that torchrun ends the others."""
     print(f"\n{label} failed in process {rank()}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     return SystemExit(1)

@@ -198,7 +198,7 @@ def tune(parsed: argparse.Namespace) -> int:
 
 
 def scored(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a candidate's run."""
+    """The part of a candidate's result that is kept."""
     keys = ("seed", "final_accuracy", "average_accuracy", "forgetting", "seconds_total", "versions")
     return {key: result[key] for key in keys} | {"final_recall_at_1": result["recall_at_1"][-1]}
 
@@ -211,7 +211,7 @@ def write_score(folder: Path, job: Job, result: Mapping[str, Any]) -> None:
 
 
 def _gather(searches: Mapping[str, Search], folder: Path) -> None:
-    """Take up what runs on a cluster have written."""
+    """Read the scores that runs on a cluster have written."""
     for path in sorted((folder / SCORES_FOLDER).glob("*.json")):
         stored = read_json(path)
         search = searches.get(stored["row"])

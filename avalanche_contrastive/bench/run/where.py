@@ -11,7 +11,7 @@ from avalanche_contrastive.bench.selection import pairs
 
 
 def check_cluster(parsed: argparse.Namespace) -> None:
-    """Refuse what only a cluster understands, without one.
+    """Refuse options of a cluster where none is used.
 
     Raises:
         ValueError: naming it.
@@ -22,7 +22,7 @@ def check_cluster(parsed: argparse.Namespace) -> None:
 
 
 def devices(parsed: argparse.Namespace) -> tuple[str, str]:
-    """The device of the runs, and that by which this machine can check them."""
+    """The device of the runs, and the device on which this machine checks them."""
     device = "cuda" if parsed.gpus else str(parsed.device)
     return device, device if parsed.on == "local" else "cpu"
 
@@ -30,7 +30,7 @@ def devices(parsed: argparse.Namespace) -> tuple[str, str]:
 def do_jobs(
     parsed: argparse.Namespace, jobs: Sequence[Job], work: Work, at_once: int, out: Path, here: Write, there: Write
 ) -> list[tuple[Job, str]]:
-    """Do the runs; what went wrong.
+    """Do the runs; returns those that failed, and why.
 
     Args:
         parsed: the command line.

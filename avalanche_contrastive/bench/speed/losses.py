@@ -116,30 +116,13 @@ def comparisons() -> list[Comparison]:
     small = F.normalize(normal(64, 2, 128), dim=2)
     logits, teacher_logits = 3 * normal(128, 1000), 3 * normal(128, 1000)
     features, teacher_features = normal(64, 512), normal(64, 512)
-    size = "512 x 2 x 128"
-    half_work = f"Co2L, {size}, half of them anchors"
+    co2l, size = (z, z_teacher, y), "512 x 2 x 128"
+    work, all_work = f"Co2L, {size}, half of them anchors", f"Co2L, {size}, all anchors"
+    ours = step(ours_co2l, *co2l, half)
     return [
-        _pair(
-            half_work,
-            "lean autograd",
-            step(ours_co2l, z, z_teacher, y, half),
-            step(lean_co2l, z, z_teacher, y, half),
-            1.1,
-        ),
-        _pair(
-            f"Co2L, {size}, all anchors",
-            "lean autograd",
-            step(ours_co2l, z, z_teacher, y, None),
-            step(lean_co2l, z, z_teacher, y, every),
-            1.1,
-        ),
-        _pair(
-            half_work,
-            "gradient by hand",
-            step(ours_co2l, z, z_teacher, y, half),
-            lambda: written_out_co2l(z, z_teacher, y, half)[1],
-            1.3,
-        ),
+        _pair(work, "lean autograd", ours, step(lean_co2l, *co2l, half), 1.1),
+        _pair(all_work, "lean autograd", step(ours_co2l, *co2l, None), step(lean_co2l, *co2l, every), 1.1),
+        _pair(work, "gradient by hand", ours, lambda: written_out_co2l(*co2l, half)[1], 1.3),
         _pair(
             "SupCon, 64 x 2 x 128",
             "Avalanche's SCRLoss",
