@@ -51,7 +51,10 @@ CHECKOUTS = {
             "ssil",
             "hongjoon0805/SS-IL-Official",
             "8c32381",
-            ("trainer/ssil.py", "trainer/trainer_factory.py", "data_handler/incremental_loader.py"),
+            (
+                *("trainer/ssil.py", "trainer/trainer_factory.py"),
+                *("data_handler/incremental_loader.py", "data_handler/dataset.py"),
+            ),
         ),
         Source(
             "csd",

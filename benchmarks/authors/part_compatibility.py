@@ -14,6 +14,7 @@ from avalanche_contrastive.metrics import compatibility as ours
 
 METHOD = "compatibility"
 SIZES = (2, 3, 5, 10)
+ROUNDING = 1e-12
 
 
 def parts(checkouts: Mapping[str, Checkout]) -> Iterator[Part]:
@@ -73,6 +74,7 @@ def _summaries(metrics: Any) -> Iterator[Part]:
             f"metrics.compatibility.{name}",
             f"{len(matrices)} matrices of {SIZES} models",
             *_values(matrices, getattr(ours, name), getattr(metrics, name)),
+            bound=ROUNDING,
         )
 
 
@@ -87,6 +89,7 @@ def _average(code: str, theirs: Any, ties: Any) -> Part:
         f"{len(matrices)} matrices of {SIZES} models, with {tied} ties",
         *_values(matrices, lambda c: ours.average_compatibility(c, ties=ties), theirs),
         note=f"a tie is {ties} here; in CL2R's code and CoReS's it is compatible, in that of CVPR 2024 incompatible",
+        bound=ROUNDING,
     )
 
 
@@ -100,6 +103,7 @@ def _multimodel(name: str, theirs: Any) -> Part:
         f"{len(matrices)} matrices of {SIZES} models without a zero",
         *_values(matrices, ours.average_multimodel_accuracy, theirs),
         note="theirs leaves zeros out, as missing values; ours counts them",
+        bound=ROUNDING,
     )
 
 
@@ -127,6 +131,7 @@ def _verification(evaluation: Any) -> Part:
         "metrics.compatibility.verification_accuracy",
         f"100, 103 and 600 pairs; accuracies {', '.join(f'{value:.3f}' for value in theirs)}",
         *difference([torch.tensor(own)], [torch.tensor(theirs)]),
+        bound=ROUNDING,
     )
 
 
@@ -146,4 +151,5 @@ def _identification(performance: Any) -> Part:
         'metrics.compatibility.compatibility_matrix(score="identification")',
         f"300 queries, 10 classes; accuracies {', '.join(f'{value:.3f}' for value in theirs)}",
         *difference([torch.tensor(own)], [torch.tensor(theirs)]),
+        bound=ROUNDING,
     )

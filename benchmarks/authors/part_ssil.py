@@ -1,8 +1,10 @@
 """SS-IL: the authors' trainer over the experiences, and their choice of exemplars."""
 
 import copy
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -13,6 +15,7 @@ from avalanche.training import Naive
 from avalanche.training.storage_policy import ParametricBuffer
 from checkouts import Checkout, no_gpu_needed
 from replay import Images, Part, Recorder, difference, largest, seeded, stream_of, values_of
+from sklearn.utils import shuffle
 from torch import Tensor, nn
 
 from avalanche_contrastive import ExperienceSchedule, SSILPlugin
@@ -41,10 +44,11 @@ OPTIONS = SimpleNamespace(
 def parts(checkout: Checkout) -> Iterator[Part]:
     """Training with its learning rates, and exemplars."""
     shown = {"trainer": "trainer.trainer_factory"}
-    names = ("trainer.ssil", "data_handler.incremental_loader")
-    with checkout.modules(*names, stubs=("networks",), shown=shown) as (trainer, loader):
+    names = ("trainer.ssil", "data_handler.incremental_loader", "data_handler.dataset")
+    with checkout.modules(*names, stubs=("networks",), shown=shown) as (trainer, loader, dataset):
         yield from _training(trainer, loader)
         yield from _exemplars(loader)
+        yield _class_order(dataset)
 
 
 def _training(trainer: Any, loader: Any) -> Iterator[Part]:
@@ -145,6 +149,24 @@ def _exemplars(loader: Any) -> Iterator[Part]:
             note=note,
             bound=1.0 if note else 0.0,
         )
+
+
+def _class_order(dataset: Any) -> Part:
+    """The classes of CIFAR-100 as their seed 0 orders them, and as our paper row does."""
+    theirs = dataset.Dataset(100, "")
+    theirs.train_data = theirs.test_data = theirs.train_labels = theirs.test_labels = np.arange(100)
+    theirs.shuffle_data(shuffle(np.arange(100), random_state=0))
+    row = tomllib.loads(files("avalanche_contrastive.bench").joinpath("configs/paper/ssil_cifar100.toml").read_text())
+    return Part(
+        METHOD,
+        "class order",
+        "data_handler.dataset.Dataset.shuffle_data",
+        "bench/configs/paper/ssil_cifar100.toml",
+        "the order of 100 classes",
+        *difference([torch.tensor(row["class_order"])], [torch.tensor(theirs.train_data)]),
+        note="from main.py: scikit-learn's shuffle with random_state=0",
+        bound=0.0,
+    )
 
 
 def _kept(loader: Any, memory: int, classes_each: int, experiences: int) -> Iterator[tuple[list[int], list[int]]]:

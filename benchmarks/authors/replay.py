@@ -50,7 +50,7 @@ class Part:
     absolute: float
     relative: float
     note: str = ""
-    bound: float = 1e-11
+    bound: float = 1e-10
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:

@@ -50,7 +50,8 @@ def largest(method, name="training"):
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part['method']}-{part['name']}")
 def test_nothing_differs_by_more_than_rounding_or_chance(part):
     assert part["absolute"] <= part["bound"]
-    assert part["bound"] <= 1e-11 or re.search("float32|by chance|random|unstable sort", part["note"])
+    rounding = 1e-12 if part["method"] == "compatibility" else 1e-10
+    assert part["bound"] <= rounding or re.search("float32|by chance|random|unstable sort", part["note"])
 
 
 def test_each_method_is_compared_in_training_rates_and_what_surrounds_them():
@@ -85,11 +86,15 @@ def test_the_readme_of_the_folder_says_the_figures():
 
 
 @pytest.mark.parametrize("method", PAGES)
-def test_a_card_says_no_other_figure(method):
+def test_a_card_says_the_figure(method):
     """A card's sentence is: "... the weights of the authors' code: the largest difference is 2e-13 ..."."""
     text = " ".join(PAGES[method].read_text().split())
-    for figure in re.findall(r"authors' code: the largest difference is (\S+?)[,.;)]? ", text):
-        assert figure == rounded_up(largest(method))
+    assert re.findall(r"authors' code: the largest difference is (\S+?)[,.;)]? ", text) == [rounded_up(largest(method))]
+
+
+def test_the_readme_claims_no_more():
+    (figure,) = re.findall(r"same weights to (\S+) ", " ".join((ROOT / "README.md").read_text().split()))
+    assert max(map(largest, PAGES)) <= float(figure)
 
 
 # ---- the command
