@@ -33,6 +33,7 @@ from avalanche_contrastive.bench.shapes import (
     Check,
     is_config,
     is_number,
+    is_table,
     is_text,
     is_whole,
     list_of,
@@ -48,7 +49,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         stored = read_json(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return stored if record_of(config=is_config)(stored) else None
+    return stored if record_of(config=is_config)(stored) and is_table(stored.get("fingerprint", {})) else None
 
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:

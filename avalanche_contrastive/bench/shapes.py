@@ -21,6 +21,11 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_table(value: Any) -> bool:
+    """Whether something is a table, whatever is in it."""
+    return isinstance(value, dict)
+
+
 def list_of(is_right: Check) -> Check:
     """A list whose items all pass."""
     return lambda value: isinstance(value, list) and all(map(is_right, value))
@@ -38,4 +43,4 @@ def record_of(**checks: Check) -> Check:
 
 def is_config(value: Any) -> bool:
     """Whether something may be a stored config: its keys may be of another version."""
-    return isinstance(value, dict) and is_text(value.get("method", "")) and isinstance(value.get("options", {}), dict)
+    return is_table(value) and is_text(value.get("method", "")) and is_table(value.get("options", {}))

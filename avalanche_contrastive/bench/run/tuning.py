@@ -18,7 +18,7 @@ from avalanche_contrastive.bench.run.job import Job, last_line
 from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 from avalanche_contrastive.bench.selection import assignments, chosen_rows
-from avalanche_contrastive.bench.shapes import is_config, is_number, is_text, is_whole, list_of, record_of
+from avalanche_contrastive.bench.shapes import is_config, is_number, is_table, is_text, is_whole, list_of, record_of
 from avalanche_contrastive.registry import SCORES
 
 SCORES_FOLDER = ".scores"  # of runs on a cluster, in the folder of the candidates
@@ -29,7 +29,7 @@ def _is_run(value: Any) -> bool:
     """Whether something is what is kept of a candidate's run: its figures, or why it failed."""
     has_figures = record_of(final_accuracy=is_number, final_recall_at_1=is_number)(value)
     is_whole_run = has_figures or record_of(failed=is_text)(value)
-    return record_of(seed=is_whole)(value) and is_whole_run and isinstance(value.get("versions", {}), dict)
+    return record_of(seed=is_whole)(value) and is_whole_run and is_table(value.get("versions", {}))
 
 
 IS_SEARCH = record_of(candidates=list_of(record_of(config=is_config, runs=list_of(_is_run))))
