@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON as `run` and `tune` write it, could not read it: {error}") from error
+
+
+def read_checked(path: Path, is_right: Callable[[Any], bool], command: str) -> Any:
+    """Read JSON that a command of the runner has written.
+
+    Raises:
+        ValueError: it is not as the command writes it; the message names the file.
+    """
+    content = read_json(path)
+    if not is_right(content):
+        raise ValueError(f"{path}: not as `{command}` writes it. Was it edited? Mend it, or remove it to begin anew")
+    return content
 
 
 def clock_time(seconds: float) -> str:

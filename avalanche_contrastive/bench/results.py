@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import math
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,17 @@ from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import Grouped as Grouped
 from avalanche_contrastive.bench.files import Result as Result
 from avalanche_contrastive.bench.files import read_json, result_path, write_json
+from avalanche_contrastive.bench.shapes import (
+    Check,
+    is_config,
+    is_number,
+    is_table,
+    is_text,
+    is_whole,
+    list_of,
+    record_of,
+    table_of,
+)
 from avalanche_contrastive.registry import Option
 
 
@@ -38,10 +49,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         stored = read_json(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    config = stored.get("config") if isinstance(stored, dict) else None
-    if not isinstance(config, dict) or not isinstance(config.get("options", {}), dict):
-        return None
-    return stored if isinstance(config.get("method", ""), str) else None
+    return stored if record_of(config=is_config)(stored) and is_table(stored.get("fingerprint", {})) else None
 
 
 def is_done(folder: Path, row: Row, seed: int) -> bool:
@@ -187,33 +195,10 @@ def git_commit() -> str:
 
 # ---- what a result must look like: the file may be damaged, edited, or from somebody else
 
-Check = Callable[[Any], bool]
-
-
-def is_number(value: Any) -> bool:
-    """Whether something is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _list_of(is_right: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(is_right, value))
-
-
-def _table_of(is_right: Check) -> Check:
-    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
-
 
 def _is_matrix(value: Any) -> bool:
     """Rows of equal length; NaN where a metric has no value."""
-    return _list_of(_list_of(is_number))(value) and len(set(map(len, value))) == 1
+    return list_of(list_of(is_number))(value) and len(set(map(len, value))) == 1
 
 
 def _are_accuracies(value: Any) -> bool:
@@ -221,26 +206,26 @@ def _are_accuracies(value: Any) -> bool:
 
 
 def _are_counts(value: Any) -> bool:
-    return _list_of(lambda count: _is_whole(count) and count > 0)(value) and len(value) > 0
+    return list_of(lambda count: is_whole(count) and count > 0)(value) and len(value) > 0
 
 
 def _are_scores(value: Any) -> bool:
     """A square matrix and its summaries; null where there is no value."""
     rows: Any = value.get("matrix") if isinstance(value, dict) else None
-    numbers_or_null = _list_of(lambda x: x is None or is_number(x))
-    if not _list_of(numbers_or_null)(rows) or any(len(row) != len(rows) for row in rows):
+    numbers_or_null = list_of(lambda x: x is None or is_number(x))
+    if not list_of(numbers_or_null)(rows) or any(len(row) != len(rows) for row in rows):
         return False
     return numbers_or_null([x for key, x in value.items() if key != "matrix"])
 
 
 NUMBER = (is_number, "a number")
-NUMBERS = (_list_of(is_number), "a list of numbers")
-TEXT = (_is_text, "a string")
-TEXTS = (_table_of(_is_text), "a table of strings")
+NUMBERS = (list_of(is_number), "a list of numbers")
+TEXT = (is_text, "a string")
+TEXTS = (table_of(is_text), "a table of strings")
 MATRIX = (_is_matrix, "a list of rows of numbers, all of one length")
 NEEDED: Mapping[str, tuple[Check, str]] = {  # beside the config
     "row": TEXT,
-    "seed": (_is_whole, "a whole number"),
+    "seed": (is_whole, "a whole number"),
     "evaluated_on": (lambda value: value in ("test", "validation"), "'test' or 'validation'"),
     "accuracy_matrix": (_are_accuracies, "a list of rows of accuracies in [0, 1], all of one length"),
     "test_images": (_are_counts, "a list of whole numbers above 0"),
@@ -250,7 +235,7 @@ NEEDED: Mapping[str, tuple[Check, str]] = {  # beside the config
 }
 OPTIONAL: Mapping[str, tuple[Check, str]] = {
     "shown": (
-        lambda value: _table_of(_is_text)(value) and value.get("table", "main") in TABLES,
+        lambda value: table_of(is_text)(value) and value.get("table", "main") in TABLES,
         f"a table of strings, its table one of {TABLES}",
     ),
     "task_accuracy_matrix": MATRIX,
@@ -260,19 +245,16 @@ OPTIONAL: Mapping[str, tuple[Check, str]] = {
     **dict.fromkeys(("final_accuracy", "average_accuracy", "final_task_accuracy", "learning_accuracy"), NUMBER),
     **dict.fromkeys(("forgetting", "backward_transfer", "recall_forgetting"), NUMBER),
     **dict.fromkeys(("seconds_training", "seconds_total"), NUMBER),
-    "seconds_per_experience": (_table_of(_list_of(is_number)), "a table of lists of numbers"),
+    "seconds_per_experience": (table_of(list_of(is_number)), "a table of lists of numbers"),
     "peak_memory_mib": NUMBERS,
     "peak_memory_of": TEXT,
     "stream": TEXT,
-    "class_names": (_list_of(_is_text), "a list of strings"),
-    "experience_classes": (_list_of(_list_of(_is_whole)), "a list of lists of whole numbers"),
+    "class_names": (list_of(is_text), "a list of strings"),
+    "experience_classes": (list_of(list_of(is_whole)), "a list of lists of whole numbers"),
     "angles": NUMBERS,
-    "metrics": (
-        _table_of(lambda figure: isinstance(figure, dict) and _list_of(is_number)(figure.get("all"))),
-        "a table of figures, each with a list of numbers `all`",
-    ),
-    "compatibility": (_table_of(_are_scores), "a table of scores, each with a square `matrix` and numbers"),
-    "evaluations": (_table_of(is_number), "a table of numbers"),
+    "metrics": (table_of(record_of(all=list_of(is_number))), "a table of figures, each with a list of numbers `all`"),
+    "compatibility": (table_of(_are_scores), "a table of scores, each with a square `matrix` and numbers"),
+    "evaluations": (table_of(is_number), "a table of numbers"),
     "git_commit": TEXT,
     "fingerprint": TEXTS,
 }
@@ -311,14 +293,14 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         )
     for key, value in config.items():
         want = list if key in WORD_OR_LIST and isinstance(value, list) else type(defaults[key])
-        if not (type(value) is want or (want is float and _is_whole(value))):
+        if not (type(value) is want or (want is float and is_whole(value))):
             raise ValueError(f"{path}: config: {key} must be a {want.__name__}, got {_short(value)}")
     for key in ("milestones", *WORD_OR_LIST):
-        if isinstance(config.get(key), list) and not all(map(_is_whole, config[key])):
+        if isinstance(config.get(key), list) and not all(map(is_whole, config[key])):
             raise ValueError(f"{path}: config: {key} must be whole numbers, got {_short(config[key])}")
     if not all(isinstance(value, Option) for value in config.get("options", {}).values()):
         raise ValueError(f"{path}: config: options must be bools, numbers or strings, got {_short(config['options'])}")
-    if not all(map(_is_text, config.get("metrics", []))):
+    if not all(map(is_text, config.get("metrics", []))):
         raise ValueError(f"{path}: config: metrics must be strings, got {_short(config['metrics'])}")
     suite = config.get("suite", "")
     if any(sign in suite for sign in "/\\\0") or suite in (".", ".."):  # figures go to a folder of that name

@@ -72,13 +72,13 @@ def backfill_curve(
     if stored.shape != renewed.shape:
         shapes = f"{tuple(stored.shape)} and {tuple(renewed.shape)}"
         raise ValueError(f"{name}: stored and renewed must be of the same images and of one width, got {shapes}.")
+    scored = Scorer(name, score, same_images=same_images, mapping=None, pairs=pairs, seed=seed)
     first = torch.randperm(len(stored), generator=torch.Generator().manual_seed(seed))
     if order == "oldest":
         first = first[_per_image(name, "age", age, len(stored))[first].argsort(stable=True)]
     elif order == "drift":
         angle = -F.cosine_similarity(stored.double(), renewed.double()) if drift is None else drift
         first = first[_per_image(name, "drift", angle, len(stored))[first].argsort(stable=True, descending=True)]
-    scored = Scorer(name, score, same_images=same_images, mapping=None, pairs=pairs, seed=seed)
     mixed = stored.to(torch.promote_types(stored.dtype, renewed.dtype), copy=True)
     share, scores = torch.arange(steps + 1, dtype=torch.float64) / steps, []
     for done in share.tolist():

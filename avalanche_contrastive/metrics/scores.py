@@ -110,9 +110,16 @@ def verification_pairs(
     Returns:
         Rows of the queries (P,), rows of the gallery (P,), and whether they are of one class, (P,) bool. P = 0 where
         one of the two kinds does not exist.
+
+    Raises:
+        ValueError: a wrong shape or type, or with ``same_images`` not as many queries as images in the gallery.
     """
+    name = "verification_pairs"
+    check_count(name, 1, pairs=pairs)
+    check_count(name, 0, seed=seed)
+    y = check_y(name, "y_query", y_query, len(y_gallery) if same_images else len(y_query)).cpu()
+    others = check_y(name, "y_gallery", y_gallery, len(y_gallery)).cpu()
     draws = torch.Generator().manual_seed(seed)
-    y, others = y_query.long().cpu(), y_gallery.long().cpu()
     order = torch.argsort(others, stable=True)
     start = torch.searchsorted(others[order], y)
     size = torch.searchsorted(others[order], y, right=True) - start  # images of the query's class, in a row

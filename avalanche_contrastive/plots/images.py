@@ -66,7 +66,7 @@ def plot_embedding(
         features: (N, D); with D = 2 they are drawn as they are (from ``project``, for several pictures in one frame).
         ids: what an image is coloured by, its class or experience, (N,) integers.
         by: what the ids are, for the legend.
-        names: by id; None: the ids.
+        names: by id; an id without a name is its own.
         method: "pca" or "tsne", see ``project``.
         seed: of t-SNE.
 
@@ -79,7 +79,7 @@ def plot_embedding(
         raise ValueError(f"plot_embedding: ids must be one for each of {len(points)} images, got {labels.shape}.")
     for index, one in enumerate(np.unique(labels)):
         chosen = points[labels == one]
-        name = str(int(one)) if names is None else names[int(one)]
+        name = (names or {}).get(int(one), str(int(one)))
         axes.scatter(
             chosen[:, 0],
             chosen[:, 1],
@@ -129,11 +129,11 @@ def plot_retrieval(
     """
     named = {"queries": queries, "neighbours": neighbours, "correct": correct}
     q, n, right = (numbers("plot_retrieval", argument, x) for argument, x in named.items())
-    is_images = q.ndim == 4 and q.size > 0 and q.shape[1] in (1, 3)
+    is_images = q.ndim == 4 and q.size > 0 and q.shape[1] in (1, 3) and n.size > 0
     if not is_images or n.shape[:1] + n.shape[2:] != q.shape or right.shape != n.shape[:2]:
         raise ValueError(
-            "plot_retrieval: queries must be (Q, C, H, W) with Q >= 1 and C = 1 or 3, neighbours (Q, K, C, H, W) and "
-            f"correct (Q, K); got {q.shape}, {n.shape} and {right.shape}."
+            "plot_retrieval: queries must be (Q, C, H, W) with Q >= 1 and C = 1 or 3, neighbours (Q, K, C, H, W) with "
+            f"K >= 1 and correct (Q, K); got {q.shape}, {n.shape} and {right.shape}."
         )
     if labels is not None and len(labels) != len(q):
         raise ValueError(f"plot_retrieval: labels must be one for each of {len(q)} queries, got {len(labels)}.")

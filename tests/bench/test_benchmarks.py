@@ -402,7 +402,7 @@ SEEDS = {
     "split_mnist": 3,
 }
 BEGUN = {"split_cifar100_frozen": (5, 2)}  # the main table and the ablations; other rows are to come
-SMALL = {"split_cifar100_frozen_20": 3, "split_cifar100_frozen_base50": 3}  # only the rows with a memory of 500, or with none
+SMALL = {"split_cifar100_frozen_20": 3, "split_cifar100_frozen_base50": 3}  # rows with a memory of 500 or none
 
 
 def test_every_row_of_a_committed_suite_has_all_its_seeds(committed):

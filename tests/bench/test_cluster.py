@@ -101,6 +101,16 @@ def test_a_run_in_the_queue_with_another_data_folder_or_device_is_one_too(change
     assert cluster._known([replace(job(0), root=os.path.abspath("data"))], there) == {job(0).id: "7_0"}
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"runs": [{"name": "naive", "seed": 0}]}', "{"])
+def test_a_list_of_submitted_runs_that_was_edited_is_named(content, tmp_path):
+    path = tmp_path / ".slurm" / "submitted.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"submitted\.json: (not as|expected JSON as)"):
+        submit([job(0)], tmp_path)
+    assert path.read_text() == content
+
+
 def test_without_slurm_or_submitit_the_error_says_what_is_missing(tmp_path, monkeypatch):
     wanted = {"progress": Progress(1, io.StringIO()), "options": SlurmOptions()}
     monkeypatch.setenv("PATH", str(tmp_path))

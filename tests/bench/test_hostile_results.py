@@ -464,3 +464,38 @@ def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_one(words, tmp_path
 def test_the_tables_of_kinds_are_long_enough():
     mine = [NPZ, FOLDERS, TOML, COMMANDS, RESULTS, PLACES, NAMES]
     assert sum(map(len, mine)) >= 100
+
+
+# ---- what the runner keeps for itself, edited or damaged
+
+RUN = {"seed": 1000, "final_accuracy": 0.5, "final_recall_at_1": 0.5}
+EDITED = {
+    "nothing": {},
+    "a list": [],
+    "candidates that are numbers": {"candidates": [3]},
+    "a candidate without runs": {"candidates": [{"config": {}}]},
+    "a config of a list": {"candidates": [{"config": {"method": ["naive"]}, "runs": []}]},
+    "a run without figures": {"candidates": [{"config": {}, "runs": [{"seed": 1000}]}]},
+    "a figure in words": {"candidates": [{"config": {}, "runs": [RUN | {"final_accuracy": "high"}]}]},
+    "a seed in words": {"candidates": [{"config": {}, "runs": [RUN | {"seed": "first"}]}]},
+    "versions of a list": {"candidates": [{"config": {}, "runs": [RUN | {"versions": []}]}]},
+}
+
+
+@pytest.mark.parametrize("kind", EDITED)
+def test_candidates_that_were_edited_are_named(kind, tmp_path, capsys):
+    path = tmp_path / "naive.json"
+    path.write_text(json.dumps(EDITED[kind]))
+    assert cli.main(["tune", "naive", "--candidates", "1", "--seeds", "1000", "--out", str(tmp_path)]) == 2
+    assert f"{path}: not as `tune` writes it. Was it edited?" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == EDITED[kind]
+
+
+@pytest.mark.parametrize("content", [{}, [], {"device": "cpu", "versions": {}, "rows": [{"work": "a step"}]}, "{"])
+def test_speeds_that_were_edited_are_named(content, tmp_path, capsys):
+    path, page = tmp_path / "speed.json", tmp_path / "page.md"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    page.write_text("<!-- speed -->\n<!-- /speed -->\n")
+    assert cli.main(["speed", "--out", str(path), "--page", str(page)]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert page.read_text() == "<!-- speed -->\n<!-- /speed -->\n"

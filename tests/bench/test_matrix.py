@@ -1,5 +1,6 @@
 """Before a run: what there is to do and how long it may take; where it trains and in which precision."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,6 +60,25 @@ def test_other_epochs_are_estimated_in_proportion_and_another_setting_in_the_way
     assert "2 to do in 2 processes: about 0:06" in shown.out
     assert f"naive-seed0.json is there, of another setting: epochs {epochs} there, {2 * epochs} here" in shown.err
     assert dry(*words, "--out", str(out), "--again") == 0
+
+
+EDITED = [
+    {"config": {"method": "naive", "epochs": "x"}, "seconds_total": 5.0},
+    {"config": {"method": "naive", "epochs": 0}, "seconds_total": 5.0},
+    {"config": {"method": "naive", "epochs": [3]}, "seconds_total": 5.0},
+    {"config": {"method": "naive"}, "seconds_total": float("inf")},
+    {"config": {"method": "naive"}, "seconds_total": -5.0},
+    {"config": {"method": "naive"}, "seconds_total": "5"},
+    {"config": {"method": "naive"}, "seconds_total": 5.0, "fingerprint": []},
+]
+
+
+@pytest.mark.parametrize("content", EDITED)
+def test_a_result_that_was_edited_says_nothing_of_the_time(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "COMMITTED", tmp_path / "committed")
+    (tmp_path / "naive-seed9.json").write_text(json.dumps(content))
+    assert dry("naive", "--seeds", "0", "--out", str(tmp_path)) == 0
+    assert "1 to do in 2 processes, and nothing was measured" in capsys.readouterr().out
 
 
 def test_another_network_says_nothing_of_the_time(out, capsys):

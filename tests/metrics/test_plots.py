@@ -247,6 +247,11 @@ def test_embedding_by_experience(axes):
     assert axes.get_xlabel() == "t-SNE axis 1"
 
 
+def test_an_id_without_a_name_is_its_own(axes):
+    plot_embedding(axes, torch.eye(3)[:, :2], [0, 1, 2], names={1: "b"})
+    assert texts(axes) == ["0", "b", "2"]
+
+
 def test_a_label_lies_where_its_images_are_densest(axes):
     # Two clusters of one class: the median would lie between them.
     cluster = 0.1 * torch.randn(30, 2)
@@ -389,6 +394,7 @@ BAD = {
     "no true share": (lambda a: plot_bias(a, {"a": 0.1}, None), r"plot_bias: true must be numbers, got None"),
     "two true shares": (lambda a: plot_bias(a, {"a": 0.1}, [0.1, 0.2]), r"true is one share"),
     "no queries": (lambda a: plot_retrieval(a, X4[:0], X4[None][:0], torch.ones(0, 4)), r"Q >= 1"),
+    "no neighbours": (lambda a: plot_retrieval(a, X4[:1], X4[None][:, :0], torch.ones(1, 0)), r"K >= 1"),
     "other labels": (lambda a: plot_retrieval(a, X4[:1], X4[None], [[1] * 4], labels=[]), r"labels.*1 queries, got 0"),
 }
 

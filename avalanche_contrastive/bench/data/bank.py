@@ -36,9 +36,9 @@ def make_bank(
     *,
     name: str,
     title: str,
-    views: int = 4,
-    augmentation: Callable[[Tensor], Tensor] | None = None,
-    transform: str = "",
+    views: int,
+    augmentation: Callable[[Tensor], Tensor],
+    transform: str,
     seed: int = 0,
     device: torch.device | str = "cpu",
     half: bool = True,
@@ -66,8 +66,6 @@ def make_bank(
     Raises:
         ValueError: there is a bank of another origin, or the encoder cannot be used on these images.
     """
-    if views > 0 and (augmentation is None or not transform):
-        raise ValueError(f"a bank with {views} views needs an augmentation to make them, and its name")
     origin = _origin(data, encoder, name=name, title=title, views=views, transform=transform, seed=seed, half=half)
     if path.exists():
         return _same(path, origin)
@@ -80,7 +78,7 @@ def make_bank(
         file = parts / f"{part}-{view}-{start:08d}.npy"
         if not file.exists():
             x = _images(data.train.x if part == "train" else data.test.x, start, device)
-            if view and augmentation is not None:
+            if view:
                 torch.manual_seed(seed * 1_000_003 + view * 100_003 + start)  # the same whenever it is computed
                 x = augmentation(x)
             with replacing(file) as out:

@@ -9,7 +9,8 @@ from typing import Any
 from avalanche_contrastive.bench.files import Everything, write_text
 from avalanche_contrastive.bench.report.cells import SUPERSCRIPTS, Table, parts
 from avalanche_contrastive.bench.report.tables import all_tables, figure_tables
-from avalanche_contrastive.bench.results import Result, is_number, load_all
+from avalanche_contrastive.bench.results import Result, load_all
+from avalanche_contrastive.bench.shapes import is_number
 
 TIDY = ("suite", "row", "seed", "experience", "metric", "value")
 NO_FIGURES = ("seed", "test_images", "class_order", "experience_classes", "angles", "processes")

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_contrastive._outside import importable, own_folders
-from avalanche_contrastive.bench.files import read_json, write_json
+from avalanche_contrastive.bench.files import read_checked, write_json
 from avalanche_contrastive.bench.report.cells import count
 from avalanche_contrastive.bench.run.job import Job, Outcome, Work, Write
 from avalanche_contrastive.bench.run.progress import Progress
+from avalanche_contrastive.bench.shapes import is_number, is_text, is_whole, list_of, record_of
 
 ARRAY_SIZE = 1000  # Slurm's own limit is 1001 where nobody changed MaxArraySize
 NOTE_SECONDS = 5.0  # between two notes of a run on where it is
@@ -34,6 +35,8 @@ GRACE_SECONDS = 15.0  # a result may reach this machine's view of a shared disk 
 LONGEST_PAUSE = 15.0  # between two questions to Slurm
 TAIL_LINES = 20
 ROOT = Path(__file__).parents[3]
+IS_SUBMITTED = record_of(runs=list_of(record_of(name=is_text, seed=is_whole, id=is_text)))
+IS_NOTE = record_of(share=is_number, what=is_text, milestone=is_text)
 
 # What Slurm says of a job that will not go on; every other word means that it waits, runs or ends.
 OVER = {
@@ -181,7 +184,7 @@ def _entry(job: Job, id: str) -> dict[str, Any]:
 def _still_there(folder: Path, states: Mapping[str, str]) -> list[dict[str, Any]]:
     """Of what earlier calls submitted, what Slurm still has; a job that is COMPLETING has ended or was cancelled."""
     path = folder / "submitted.json"
-    runs: list[dict[str, Any]] = read_json(path)["runs"] if path.is_file() else []
+    runs: list[dict[str, Any]] = read_checked(path, IS_SUBMITTED, "--on slurm")["runs"] if path.is_file() else []
     return [run for run in runs if states.get(run["id"], "GONE") not in (*OVER, "COMPLETING")]
 
 
@@ -359,5 +362,5 @@ def _show(job: Job, folder: Path, progress: Progress) -> None:
     progress.started(job)
     path = _note_path(folder, job)
     if path.is_file():
-        note = read_json(path)
+        note = read_checked(path, IS_NOTE, "--on slurm")
         progress.moved(job.id, note["share"], note["what"], note["milestone"])

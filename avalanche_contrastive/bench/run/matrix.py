@@ -18,6 +18,7 @@ from avalanche_contrastive.bench.data.kinds import local_path
 from avalanche_contrastive.bench.files import clock_time, result_path
 from avalanche_contrastive.bench.report.cells import count
 from avalanche_contrastive.bench.selection import OWN_SUITE, chosen_rows
+from avalanche_contrastive.bench.shapes import is_number, is_whole
 from avalanche_contrastive.registry import load
 
 COMMITTED = Path(__file__).parents[3] / "benchmarks" / "results"  # in a checkout
@@ -162,9 +163,10 @@ def _stem(data: str) -> str:
 
 
 def _measured(folder: Path, name: str) -> list[tuple[dict[str, Any], float]]:
-    """Config and seconds of each result of a row."""
+    """Config and seconds of each result of a row; of a file that was edited none, if they cannot be."""
     found = [results.read_result(path) for path in sorted(folder.glob(f"{escape(name)}-seed*.json"))]
-    return [(r["config"], r["seconds_total"]) for r in found if r and isinstance(r.get("seconds_total"), float)]
+    timed: list[tuple[dict[str, Any], Any]] = [(r["config"], r.get("seconds_total")) for r in found if r]
+    return [(config, seconds) for config, seconds in timed if is_number(seconds) and 0 < seconds < float("inf")]
 
 
 def _share(config: Config, stored: dict[str, Any]) -> float | None:
@@ -172,8 +174,8 @@ def _share(config: Config, stored: dict[str, Any]) -> float | None:
     there = completed(stored)
     if any(there.get(key) != getattr(config, key) for key in COSTLY) or there["method"] != config.method:
         return None
-    passes = [c["epochs_later"] or c["epochs"] for c in (config.as_dict(), there)]
-    return float(passes[0] / passes[1])
+    ours, theirs = (c["epochs_later"] or c["epochs"] for c in (config.as_dict(), there))
+    return ours / theirs if is_whole(theirs) and theirs > 0 else None
 
 
 def _shown(folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from avalanche_contrastive.bench import config as configs
 from avalanche_contrastive.bench.config import Config, Row, default_config, folder, same_config, updated
-from avalanche_contrastive.bench.files import check_writable, read_json, toml, write_json, write_text
+from avalanche_contrastive.bench.files import check_writable, read_checked, toml, write_json, write_text
 from avalanche_contrastive.bench.report.cells import listed
 from avalanche_contrastive.bench.report.stats import is_finite
 from avalanche_contrastive.bench.run.build import check_rows
@@ -18,10 +18,22 @@ from avalanche_contrastive.bench.run.job import Job, last_line
 from avalanche_contrastive.bench.run.plan import Plan, candidates, grid_table, plan_of
 from avalanche_contrastive.bench.run.where import check_cluster, devices, do_jobs
 from avalanche_contrastive.bench.selection import assignments, chosen_rows
+from avalanche_contrastive.bench.shapes import is_config, is_number, is_table, is_text, is_whole, list_of, record_of
 from avalanche_contrastive.registry import SCORES
 
 SCORES_FOLDER = ".scores"  # of runs on a cluster, in the folder of the candidates
 TUNING = Path(__file__).parents[3] / "benchmarks" / "tuning"  # in a checkout
+
+
+def _is_run(value: Any) -> bool:
+    """Whether something is what is kept of a candidate's run: its figures, or why it failed."""
+    has_figures = record_of(final_accuracy=is_number, final_recall_at_1=is_number)(value)
+    is_whole_run = has_figures or record_of(failed=is_text)(value)
+    return record_of(seed=is_whole)(value) and is_whole_run and is_table(value.get("versions", {}))
+
+
+IS_SEARCH = record_of(candidates=list_of(record_of(config=is_config, runs=list_of(_is_run))))
+IS_SCORE = record_of(row=is_text, config=is_config, run=_is_run)
 
 
 class Search:
@@ -42,7 +54,7 @@ class Search:
         if row.base:
             raise ValueError(f"{row.name} inherits the setting of {row.base}; tune {row.base}")
         self.row, self.plan, self.path = row, plan, folder / f"{row.name}.json"
-        stored = read_json(self.path)["candidates"] if self.path.is_file() else []
+        stored = read_checked(self.path, IS_SEARCH, "tune")["candidates"] if self.path.is_file() else []
         self.grid, found = candidates(row, plan, fixed)
         self.configs = [updated(row.config, settings, where=row.name) for settings in found]
         self.scored = [updated(config, plan.settings, where="[tune.settings]") for config in self.configs]
@@ -213,7 +225,7 @@ def write_score(folder: Path, job: Job, result: Mapping[str, Any]) -> None:
 def _gather(searches: Mapping[str, Search], folder: Path) -> None:
     """Read the scores that runs on a cluster have written."""
     for path in sorted((folder / SCORES_FOLDER).glob("*.json")):
-        stored = read_json(path)
+        stored = read_checked(path, IS_SCORE, "tune")
         search = searches.get(stored["row"])
         if search is not None and search.take(stored["config"], stored["run"]):
             path.unlink()

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from avalanche_contrastive.bench.files import write_text
+from avalanche_contrastive.bench.files import read_checked, write_text
 from avalanche_contrastive.bench.report.cells import Table
 from avalanche_contrastive.bench.run.execute import versions
 from avalanche_contrastive.bench.run.measure import describe_device
+from avalanche_contrastive.bench.shapes import is_number, is_text, list_of, record_of, table_of
 from avalanche_contrastive.bench.speed import images, losses, search, steps
 from avalanche_contrastive.bench.speed.measure import Comparison, measure
 
@@ -31,13 +32,17 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "torchmetrics": (search.by_torchmetrics, 3),
 }
 
+RATIO = record_of(median=is_number, lowest=is_number, highest=is_number)
+ROW = record_of(work=is_text, competitor=is_text, target=is_number, seconds=is_number, ratio=RATIO)
+IS_FOUND = record_of(device=is_text, versions=table_of(is_text), rows=list_of(ROW))
+
 
 def command(parsed: argparse.Namespace) -> int:
     """Time the groups that are asked for, one after another, and say what was found."""
     if unknown := set(parsed.groups) - set(GROUPS):
         raise ValueError(f"no group {', '.join(sorted(unknown))}. Groups: {', '.join(GROUPS)}")
     if parsed.page and not parsed.groups and parsed.out.exists() and not parsed.again:
-        found = json.loads(parsed.out.read_text(encoding="utf-8"))
+        found = read_checked(parsed.out, IS_FOUND, "speed")
     else:
         found = _found(parsed.groups or list(GROUPS), parsed.rounds)
         write_text(parsed.out, json.dumps(found, indent=1) + "\n")
