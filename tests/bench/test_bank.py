@@ -68,6 +68,24 @@ def test_a_killed_call_goes_on_to_the_same_bank(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.npz", "whole.npz"]
 
 
+@pytest.mark.parametrize("left", [0, 5, -7])
+def test_a_damaged_part_is_computed_again(left, tmp_path):
+    bank(tmp_path / "whole.npz")
+
+    def killed(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bank(tmp_path / "bank.npz", report=killed)
+    first = min((tmp_path / ".bank.npz.parts").glob("train-0-*.npy"))
+    first.write_bytes(first.read_bytes()[:left])
+    with pytest.raises(ValueError, match=rf"{first.name} was damaged .* Give the command again"):
+        bank(tmp_path / "bank.npz")
+    bank(tmp_path / "bank.npz")
+    assert (tmp_path / "bank.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"augmentation": BatchAugmentation(flip=1.0), "transform": "crop, flip"}, {"views": 1}]
 )

@@ -166,8 +166,7 @@ def _features(encoder: Encoder, x: Tensor, half: bool) -> Array:
 
 def _write(path: Path, parts: Path, data: Arrays, views: int, origin: Mapping[str, Any]) -> None:
     def joined(part: str, view: int) -> Array:
-        found: Array = np.concatenate([np.load(file) for file in sorted(parts.glob(f"{part}-{view}-*.npy"))])
-        return found
+        return np.concatenate([_loaded(file) for file in sorted(parts.glob(f"{part}-{view}-*.npy"))])
 
     with replacing(path) as out:
         np.savez(
@@ -179,6 +178,17 @@ def _write(path: Path, parts: Path, data: Arrays, views: int, origin: Mapping[st
             class_names=np.array(data.class_names),
             origin=np.array(json.dumps(origin, sort_keys=True)),
         )
+
+
+def _loaded(file: Path) -> Array:
+    try:
+        found: Array = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        file.unlink()
+        raise ValueError(
+            f"{file} was damaged ({error}), and is removed. Give the command again: it computes this part alone."
+        ) from error
+    return found
 
 
 class DrawView:
