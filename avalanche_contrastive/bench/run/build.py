@@ -162,7 +162,7 @@ def build(
     if getattr(built.strategy, "evaluator", None) is not evaluator:
         raise ValueError(
             f"{config.method}: the strategy does not have the benchmark's evaluator, so nothing would be measured. "
-            "Pass it the setting's keywords: Strategy(model=..., optimizer=..., **s.keywords())"
+            "Make it by s.strategy(Kind, ...), or pass it **s.keywords()."
         )
     if config.channels_last:
         built.strategy.model.to(memory_format=torch.channels_last)  # a convolution passes its filters' layout on
