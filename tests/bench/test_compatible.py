@@ -291,6 +291,16 @@ def test_the_suites_differ_in_their_experiences_only():
     assert replace(five["csd"].config, suite=tuned.suite, experiences=0, unseen="") == tuned
 
 
+def test_the_suite_on_mnist_has_the_settings_of_split_mnist():
+    tuned = {row.name: row for row in configs.load_rows("split_mnist")}
+    rows = {row.name: row for row in configs.load_rows("cl2r_mnist")}
+    assert set(rows) == {row.name for row in configs.load_rows("cl2r")}
+    for name, row in rows.items():
+        base = tuned[name.removesuffix("_simplex")].config
+        assert replace(row.config, suite=base.suite, unseen="", options=base.options) == base
+        assert row.config.unseen == "fmnist"
+
+
 # ---- tables
 
 
