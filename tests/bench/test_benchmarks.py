@@ -395,6 +395,7 @@ SEEDS = {
     "cl2r": 5,
     "cl2r_2": 5,
     "cl2r_10": 5,
+    "cl2r_mnist": 5,
     "cl2r_digits": 5,
     "rotated_mnist": 3,
     "split_cifar10": 3,
