@@ -22,9 +22,8 @@ def mixed(name: str, current: AvalancheDataset[Any], memory: AvalancheDataset[An
         ValueError: their images are not of one size and type, as torch's own collation needs them.
     """
     ours, stored = current[0], memory[0]
-    if current.collate_fn is default_collate and form_of(ours[0]) != form_of(
-        stored[0]
-    ):  # others may pad them, for example
+    # Another collate_fn than torch's may pad them, for example.
+    if current.collate_fn is default_collate and form_of(ours[0]) != form_of(stored[0]):
         raise ValueError(
             f"{name}: images of this experience are {form_of(ours[0])}, those in the memory {form_of(stored[0])}, and "
             "one batch holds both. Give all experiences samples of one size and type, by a transform."

@@ -1,7 +1,7 @@
 """Co2L's memory: how many exemplars each class, or each domain, has."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,7 @@ def _remainders(main: Any) -> Part:
                 kept = main.set_replay_samples(opt, nn.Identity(), prev_indices=kept)
                 _count(theirs, draw, task, [classes[i] for i in kept])
     stream = stream_of(Images((1,), classes=12, per_class=per_class, seed=0), 4)
-    for draw in range(draws):
-        for task, kept_classes in enumerate(_kept(RandomRemainderBuffer(20), stream), start=1):
-            _count(ours, draw, task, kept_classes)
+    _fill(ours, lambda: RandomRemainderBuffer(20), stream)
     return Part(
         METHOD,
         "memory, remainders by chance",
@@ -69,9 +67,7 @@ def _reservoir(domain: Any) -> Part:
                 indices, degrees = domain.set_replay_samples(opt, None, indices, degrees, [task - 1])
                 _count(theirs, draw, task, degrees)
     stream = stream_of(Images((1,), classes=domains, per_class=size, seed=0), domains)  # a class for each domain
-    for draw in range(draws):
-        for task, kept in enumerate(_kept(ReservoirSamplingBuffer(10), stream), start=1):
-            _count(ours, draw, task, kept)
+    _fill(ours, lambda: ReservoirSamplingBuffer(10), stream)
     return Part(
         METHOD,
         "memory, reservoir over domains",
@@ -90,11 +86,13 @@ def _count(into: Tensor, draw: int, task: int, kept: Sequence[int]) -> None:
             into[draw, task - 2, group] = number
 
 
-def _kept(buffer: ExemplarsBuffer, stream: Any) -> Iterator[list[int]]:
-    """The classes of the exemplars after each experience."""
-    for experience in stream.train_stream:
-        buffer.post_adapt(None, experience)
-        yield [int(y) for y in buffer.buffer.targets]
+def _fill(counts: Tensor, make: Callable[[], ExemplarsBuffer], stream: Any) -> None:
+    """Count the exemplars of each class after each experience, in a new buffer for each draw."""
+    for draw in range(len(counts)):
+        buffer = make()
+        for task, experience in enumerate(stream.train_stream, start=1):
+            buffer.post_adapt(None, experience)
+            _count(counts, draw, task, [int(y) for y in buffer.buffer.targets])
 
 
 def _error(counts: Tensor) -> float:

@@ -34,6 +34,17 @@ def bank(path, **options):
     return make_bank(path, data(), encoder(), **{**kept, "half": False, **options})
 
 
+def killed(path, after):
+    """A call that ends after so many batches."""
+
+    def report(done, total):
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bank(path, report=report)
+
+
 def test_the_plain_features_are_what_the_encoder_gives(tmp_path):
     origin = bank(tmp_path / "bank.npz")
     read, same = read_bank(tmp_path / "bank.npz")
@@ -50,12 +61,7 @@ def test_the_plain_features_are_what_the_encoder_gives(tmp_path):
 def test_a_killed_call_goes_on_to_the_same_bank(tmp_path):
     bank(tmp_path / "whole.npz")
 
-    def killed(done, total):
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bank(tmp_path / "killed.npz", report=killed)
+    killed(tmp_path / "killed.npz", 4)
     assert not (tmp_path / "killed.npz").exists()
     first = min((tmp_path / ".killed.npz.parts").glob("train-0-*.npy"))
     written = first.stat().st_mtime_ns
@@ -72,12 +78,7 @@ def test_a_killed_call_goes_on_to_the_same_bank(tmp_path):
 def test_a_damaged_part_is_computed_again(left, tmp_path):
     bank(tmp_path / "whole.npz")
 
-    def killed(done, total):
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bank(tmp_path / "bank.npz", report=killed)
+    killed(tmp_path / "bank.npz", 4)
     first = min((tmp_path / ".bank.npz.parts").glob("train-0-*.npy"))
     first.write_bytes(first.read_bytes()[:left])
     with pytest.raises(ValueError, match=rf"{first.name} was damaged .* Give the command again"):
@@ -90,11 +91,7 @@ def test_a_damaged_part_is_computed_again(left, tmp_path):
     "change", [{"seed": 1}, {"augmentation": BatchAugmentation(flip=1.0), "transform": "crop, flip"}, {"views": 1}]
 )
 def test_parts_of_another_setting_are_not_used(change, tmp_path):
-    def killed(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bank(tmp_path / "bank.npz", report=killed)
+    killed(tmp_path / "bank.npz", 1)
     bank(tmp_path / "bank.npz", **change)
     bank(tmp_path / "fresh.npz", **change)
     one, other = (read_bank(tmp_path / name)[0] for name in ("bank.npz", "fresh.npz"))

@@ -49,15 +49,12 @@ def main_table(grouped: Grouped, *, kind: str = "main", define: bool = True) -> 
 def compatibility_tables(grouped: Grouped, *, define: bool = True) -> list[tuple[str, Table]]:
     """Score and table of compatible representations, for each score that the main rows have."""
     rows = by_memory(rows_of(grouped, "main"), grouped)
-    found = dict.fromkeys(s for row in rows for result in grouped[row.name] for s in result.get("compatibility") or {})
-    tables = [
-        figures_table(rows, grouped, compatibility(score), define=define and number == 0, about=UNSEEN)
-        for number, score in enumerate(found)
-    ]
-    return [
-        (score, replace(table, notes=(_in_words(rows, grouped, score),)))
-        for score, table in zip(found, tables, strict=True)
-    ]
+    scores = dict.fromkeys(s for row in rows for result in grouped[row.name] for s in result.get("compatibility") or {})
+    found: list[tuple[str, Table]] = []
+    for score in scores:
+        table = figures_table(rows, grouped, compatibility(score), define=define and not found, about=UNSEEN)
+        found.append((score, replace(table, notes=(_in_words(rows, grouped, score),))))
+    return found
 
 
 def _in_words(rows: Sequence[Row], grouped: Grouped, score: str) -> str:
