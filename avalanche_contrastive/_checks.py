@@ -27,7 +27,7 @@ def form_of(x: object) -> str:
 
 
 def check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> None:
-    if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or len(x) == 0:
+    if not isinstance(x, Tensor) or x.ndim != ndim or not x.is_floating_point() or x.shape[0] == 0:
         raise ValueError(
             f"{name}: {argument} must be a floating-point tensor of shape {shape} with B >= 1, got {form_of(x)}. "
             "Is it the model's output for the batch?"
@@ -35,7 +35,7 @@ def check_shape(name: str, argument: str, x: Tensor, ndim: int, shape: str) -> N
 
 
 def check_embeddings(name: str, argument: str, z: Tensor, *, views: int = 1) -> Tensor:
-    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] < views or len(z) == 0 or not z.is_floating_point():
+    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] < views or z.shape[0] == 0 or not z.is_floating_point():
         given = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
             f"{name}: {argument} must be floating-point of shape (B, V, D) with B >= 1 and V >= {views}, got "

@@ -91,7 +91,7 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
             # The largest share is 1 / sum_k exp(logit_k - the highest logit).
             loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(target, logits)
             losses.append(loss.mean() if weight is None else torch.dot(loss, weight))
-            scale = 1 / (len(z) * temperature) if weight is None else (weight / temperature)[:, None]
+            scale = 1 / (z.shape[0] * temperature) if weight is None else (weight / temperature)[:, None]
             slopes.append(share.sub_(target).mul_(scale))
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(z, others, columns, *given, *slopes)
@@ -101,7 +101,7 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         z, others, columns, *given = ctx.saved_tensors
-        n, count = len(z), len(ctx.temperatures)
+        n, count = z.shape[0], len(ctx.temperatures)
         slopes = given[2 * count :]  # of each loss in each similarity
         with full_precision(z):
             if torch.is_grad_enabled():  # for a second derivative they must depend on z
@@ -140,7 +140,7 @@ def without_self(similarity: Tensor, value: float | None = None) -> Tensor:
 def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, itself: bool) -> Tensor:
     """Equal weights, with sum one, for all columns with the label of a row: (R, N) from labels (R,) and (N,)."""
     # Compared into floats at once: a matrix of bools and its conversion would take twice the time.
-    same = torch.eq(y[:, None], others, out=torch.empty(len(y), len(others), dtype=dtype, device=y.device))
+    same = torch.eq(y[:, None], others, out=torch.empty(y.shape[0], others.shape[0], dtype=dtype, device=y.device))
     if not itself:
         without_self(same, 0)
     return same.div_(same.sum(dim=1, keepdim=True))
@@ -237,7 +237,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 def float32(x: Tensor) -> Tensor:
     """At least float32: half-precision similarities at temperature 0.01 are off by whole nats."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def finite_gradient(loss: Tensor, x: Tensor, wide: Tensor) -> Tensor:

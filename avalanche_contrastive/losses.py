@@ -128,7 +128,7 @@ def _contrast(
         weight = weight / weight.sum().clamp(min=1)
     elif reduction == "all":
         factor /= b * v
-    return Term(target, temperature, weight * factor)
+    return Term(target, temperature, weight if factor == 1 else weight * factor)
 
 
 def relation_distillation(

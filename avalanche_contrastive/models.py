@@ -91,9 +91,15 @@ class ContrastiveModel(nn.Module):
         Raises:
             ValueError: a batch of another number of axes, or an encoder that gives something else.
         """
+        features, views = self._features(x)
+        return features.view(*views, -1) if views else features
+
+    def _features(self, x: Any) -> tuple[Tensor, torch.Size | None]:
+        """Features (B, D), or (B * V, D) and then (B, V)."""
         first = x if isinstance(x, Tensor) else _first(x)
-        views = first.shape[:2] if self.has_views(first) else None
-        rows = views.numel() if views else len(first)
+        shape = first.shape
+        views = shape[:2] if self.has_views(first) else None
+        rows = views.numel() if views else shape[0]
         if views:
             x = x.flatten(0, 1) if isinstance(x, Tensor) else map_tensors(lambda part: part.flatten(0, 1), x)
         features = self.encoder(x)
@@ -106,13 +112,15 @@ class ContrastiveModel(nn.Module):
             )
         # An encoder may compute in half precision by itself.
         first_layer: Any = self.projector[0]
-        features = features.to(first_layer.weight.dtype)
-        return features.view(*views, -1) if views else features
+        return features.to(first_layer.weight.dtype), views
 
     def project(self, x: Any) -> Tensor:
         """Projections, (B, P) or with views (B, V, P); of unit length unless ``normalize=False``."""
-        projections: Tensor = self.projector(self.embed(x))
-        return F.normalize(projections, dim=-1) if self.normalize else projections
+        features, views = self._features(x)
+        projections: Tensor = self.projector(features)
+        if self.normalize:
+            projections = F.normalize(projections, dim=-1)
+        return projections.view(*views, -1) if views else projections
 
     def forward(self, x: Any) -> Tensor:
         """Projections in training mode; class logits (B, K) in evaluation mode."""

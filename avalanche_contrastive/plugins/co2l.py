@@ -254,8 +254,8 @@ class Co2LPlugin(ReplayMethodPlugin):
             teacher_temperature=self.teacher_temperature,
         )
         self.terms = dict(zip(("contrast", "distillation"), both.detach().unbind(), strict=True))
-        loss, kept = both.unbind()
-        return loss + self.weight * kept
+        weights: Tensor = self.table("weights", lambda: both.new_tensor([1.0, self.weight]), self.weight, both.dtype)
+        return both @ weights
 
     def _note_domains(self, strategy: Any) -> None:
         """The contrast's labels of the experience, one for each pair of task label and class in it."""

@@ -103,10 +103,10 @@ class Guards:
         """
         x, y, *others = strategy.mbatch
         first = [x] if isinstance(x, Tensor) else tensors_in(x)[:1]
-        rows = [len(part) for part in first if part.ndim > 0]
+        rows = [part.shape[0] for part in first if part.ndim > 0]
         rows += [len(x)] if isinstance(x, (list, tuple)) else []  # of tensors (B, ...), or of B samples
         is_right = isinstance(y, Tensor) and not y.is_floating_point() and y.ndim == 1
-        if not is_right or (rows and len(y) not in rows):
+        if not is_right or (rows and y.shape[0] not in rows):
             raise ValueError(
                 f"{self.name}: labels of {position(strategy)} must be integer class ids of shape "
                 f"({rows[0] if rows else 'B'},), one per image, got {form_of(y)}. Are they one-hot or mixed, "

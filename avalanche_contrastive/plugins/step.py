@@ -1,6 +1,7 @@
 """What stands in for a strategy's forward pass and criterion while a method trains on a batch."""
 
 import sys
+from types import MethodType
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from avalanche.training.templates.problem_type.supervised_problem import Supervi
 from torch import Tensor
 
 from avalanche_contrastive.plugins.guards import describe_failure
+from avalanche_contrastive.plugins.views import plain_forward
 
 __all__ = ["Step"]
 
@@ -29,6 +31,7 @@ class Step:
         self.method, self.strategy = method, strategy
         self.criterion: Any = None  # the user's
         self.own_forward: Any = None  # the strategy's
+        self._forward: Any = None  # what does the same
         self._own_criterion: Any = None
         self._stand_in = _CriterionInStep(self)
         self.output: Any = None  # of the last forward pass
@@ -40,6 +43,9 @@ class Step:
         strategy = self.strategy
         if strategy._criterion is not self._stand_in:  # the first batch of an epoch, or one behind an evaluation
             self.criterion, self.own_forward = strategy._criterion, strategy.forward
+            is_avalanches = getattr(self.own_forward, "__func__", None) is SupervisedProblem.forward
+            is_plain = is_avalanches and not self.method.multi_head
+            self._forward = MethodType(plain_forward, strategy) if is_plain else self.own_forward
             self._own_criterion = strategy.criterion
             strategy._criterion, strategy.forward = self._stand_in, self.forward
             if type(strategy).criterion is not SupervisedProblem.criterion:
@@ -87,7 +93,7 @@ class Step:
         torch.clear_autocast_cache()  # the weights may have moved since autocast has rounded them
         try:
             run = method.forward_pass
-            output = self.own_forward() if run is None else run(strategy, self.own_forward)
+            output = self._forward() if run is None else run(strategy, self._forward)
         except Exception as error:
             self.refuse()
             describe_failure(error, type(method).__name__, strategy)

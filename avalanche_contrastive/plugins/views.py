@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avalanche_contrastive._torch import compiled_in_place, map_tensors, tensors_in
 from avalanche_contrastive.data import stack_views
 
-__all__ = ["Drawn", "run_on", "views_of"]
+__all__ = ["Drawn", "plain_forward", "run_on", "views_of"]
 
 
 Drawn = list[tuple[Any, int, Any]]  # batches as they were, and their views
@@ -26,15 +26,23 @@ def views_of(drawn: Drawn, augmentation: Callable[[Any], Any], views: int, x: An
         x: the batch, (B, ...), or a dictionary or tuple of tensors.
     """
     version = getattr(x, "_version", 0)  # a plugin may change the batch in place
-    for batch, known, made in drawn:
+    for batch, known, stacked in drawn:
         if (batch is x and known == version) or (batch is not x and _equal(batch, x)):
-            return made
+            return stacked
     if isinstance(x, Tensor):
-        made = stack_views(x, augmentation, views)
+        stacked = stack_views(x, augmentation, views)
     else:
-        made = _stacked([augmentation(x) for _ in range(views)])
-    drawn.append((x, version, made))
-    return made
+        stacked = _stacked([augmentation(x) for _ in range(views)])
+    drawn.append((x, version, stacked))
+    return stacked
+
+
+def plain_forward(strategy: Any) -> Any:
+    """Avalanche's forward pass of a model without heads, which takes no task labels.
+
+    Avalanche's own asks the experience in every batch whether it has them, which costs as much as a small layer.
+    """
+    return strategy.model(strategy.mb_x)
 
 
 def run_on(make: Callable[[Any], Any], strategy: Any, forward: Callable[[], Any]) -> Any:
@@ -45,7 +53,10 @@ def run_on(make: Callable[[Any], Any], strategy: Any, forward: Callable[[], Any]
         strategy: its model is called.
         forward: the pass.
     """
-    if getattr(forward, "__func__", None) is SupervisedProblem.forward or compiled_in_place(strategy.model):
+    function = getattr(forward, "__func__", None)
+    if function is plain_forward:
+        return strategy.model(make(strategy.mb_x))
+    if function is SupervisedProblem.forward or compiled_in_place(strategy.model):
         batch = strategy.mbatch
         strategy.mbatch = [make(batch[0]), *batch[1:]]
         try:

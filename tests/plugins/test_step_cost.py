@@ -60,7 +60,7 @@ def third_step(strategy, stream, begin, end):
     assert len(steps) >= 3
 
 
-@pytest.mark.parametrize(("method", "most"), [("ssil", 26), ("co2l", 38), ("csd", 45)])
+@pytest.mark.parametrize(("method", "most"), [("ssil", 27), ("co2l", 39), ("csd", 46)])
 def test_one_step_passes_few_functions_of_ours(method, most):
     calls = Counter()
 
@@ -71,6 +71,23 @@ def test_one_step_passes_few_functions_of_ours(method, most):
 
     third_step(make(method), make_benchmark().train_stream, lambda: sys.setprofile(note), lambda: sys.setprofile(None))
     assert 10 < len(calls) <= most, sorted(calls)
+
+
+@every_method
+def test_a_step_does_not_ask_the_experience_for_its_task_labels(method):
+    asked = []
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "task_labels":
+            asked.append(frame.f_back.f_code.co_qualname)
+
+    benchmark, strategy = make_benchmark("C"), make(method)
+    third_step(strategy, benchmark.train_stream, lambda: sys.setprofile(note), lambda: sys.setprofile(None))
+    assert not asked
+    sys.setprofile(note)
+    strategy.eval(benchmark.test_stream[:1])  # Avalanche's own forward pass does, in every batch
+    sys.setprofile(None)
+    assert asked
 
 
 # ---- waits
