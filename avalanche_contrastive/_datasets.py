@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 __all__ = [
     *("StoredSource", "attribute_parts", "fingerprint", "indices_of", "is_source", "iterator_parts", "located"),
-    *("made_attribute", "made_dataset", "made_iterator", "part_of", "smallest"),
+    *("new_attribute", "new_dataset", "new_iterator", "part_of", "smallest"),
 ]
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -214,7 +214,7 @@ class StoredSource(_FlatDataWithTransform[Any]):
         return self._real()._shallow_clone_dataset()
 
 
-def made_dataset(
+def new_dataset(
     cls: Any, sources: list[Any], which: Tensor, position: Tensor, group: str, attributes: list[Any], collate: Any
 ) -> Any:
     """A data set of the samples at positions (N,) of those sources whose numbers are in ``which`` (N,)."""
@@ -251,7 +251,7 @@ def attribute_parts(attribute: Any) -> tuple[Any, bool, bool]:
     return values, bool(attribute.use_in_getitem), bool(getattr(data, "_discard_elements_not_in_indices", False))
 
 
-def made_attribute(name: str, length: int, values: Any, in_sample: bool, discards: bool) -> Any:
+def new_attribute(name: str, length: int, values: Any, in_sample: bool, discards: bool) -> Any:
     """A data attribute of so many samples, of what `attribute_parts` gives."""
     if isinstance(values, tuple):
         return DataAttribute(ConstantSequence(*values, length), name, use_in_getitem=in_sample)
@@ -264,7 +264,7 @@ def made_attribute(name: str, length: int, values: Any, in_sample: bool, discard
     return DataAttribute(data, name, use_in_getitem=in_sample)
 
 
-def made_iterator(name: str, datasets: list[Any], size: int) -> Any:
+def new_iterator(name: str, datasets: list[Any], size: int) -> Any:
     """An iterator over data sets with batches of a size, as MIR ("cycle") and A-GEM ("balanced") have it."""
     if type(size) is not int or not all(isinstance(data, AvalancheDataset) for data in datasets):
         raise ValueError("an iterator over something that is no data set")
@@ -275,7 +275,7 @@ def made_iterator(name: str, datasets: list[Any], size: int) -> Any:
 
 
 def iterator_parts(iterator: Any) -> tuple[str, list[Any], int] | None:
-    """What `made_iterator` takes to make another; None if it cannot, or if this one has been drawn from."""
+    """What `new_iterator` takes to make another; None if it cannot, or if this one has been drawn from."""
     if not inspect.isgenerator(iterator) or inspect.getgeneratorstate(iterator) != inspect.GEN_CREATED:
         return None
     loader: Any = next(iter(inspect.getgeneratorlocals(iterator).values()), None)

@@ -314,8 +314,8 @@ def _makers(noted: _Pass, output: Any, multi_task: bool) -> list[_Call]:
         multi_task: whether the logits may be put together from those of several heads.
     """
     calls: list[_Call] = []
-    for made in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
-        parts = tensors_in(made)
+    for result in (output, noted.result):  # the strategy may have taken one tensor out of what the model returns
+        parts = tensors_in(result)
         for related in (_same_memory,) if multi_task else (_same_memory, _ranks_alike):
             calls = calls or [c for c in noted.calls if any(related(x, y) for x in tensors_in(c.output) for y in parts)]
     if multi_task:

@@ -37,9 +37,9 @@ for name in METHODS:
         execute(config, 0, report=stop, checkpoint=path)
     except Stop:
         assert path.exists(), "no checkpoint was saved"
-    told = []
-    resumed = execute(config, 0, report=lambda share, *words: told.append(share), checkpoint=path)
-    assert told[0] > 0.6, "it did not go on from the checkpoint"
+    shares = []
+    resumed = execute(config, 0, report=lambda share, *words: shares.append(share), checkpoint=path)
+    assert shares[0] > 0.6, "it did not go on from the checkpoint"
     for key in ("accuracy_matrix", "recall_matrix"):
         assert resumed[key] == whole[key], key
     print(f"{name}: trains and resumes, final accuracy {whole['final_accuracy']:.3f}")

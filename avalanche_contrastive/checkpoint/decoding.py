@@ -15,7 +15,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from avalanche_contrastive._datasets import made_attribute, made_dataset, made_iterator
+from avalanche_contrastive._datasets import new_attribute, new_dataset, new_iterator
 from avalanche_contrastive._random import checked, generator_of, package_of, set_state
 from avalanche_contrastive._torch import unwrapped
 from avalanche_contrastive.checkpoint import kinds, places
@@ -317,16 +317,16 @@ class Decoder:
         if own_collate and self.sources.collate is None:
             raise MismatchError(f"strategy.{at.path}: batches are made by a function of the stream. {GIVE_THE_STREAM}")
         described = self.place(described, at.new()).items()
-        attributes = [made_attribute(attribute, len(which), *parts) for attribute, parts in described]
+        attributes = [new_attribute(attribute, len(which), *parts) for attribute, parts in described]
         collate = self.sources.collate if own_collate else default_collate
         data = [self.sources.get(key, size) for key, size in sizes.items()]
-        new = partial(made_dataset, kinds.DATASETS[name], data, which, position, group, attributes, collate)
+        new = partial(new_dataset, kinds.DATASETS[name], data, which, position, group, attributes, collate)
         return self._counterpart(number, at, False, new)[0]
 
     def _iterator(self, node: Node, at: Place) -> Any:
         _, number, name, content, size = node
         datasets = self.items(content, at.new())
-        return self._counterpart(number, at, False, lambda: made_iterator(name, datasets, size))[0]
+        return self._counterpart(number, at, False, lambda: new_iterator(name, datasets, size))[0]
 
 
 def _layout(tensor: Tensor) -> list[Any]:

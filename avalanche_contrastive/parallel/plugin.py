@@ -101,9 +101,9 @@ class DataParallel(SupervisedPlugin[Any], SharesBatches):
             strategy.plugins.insert(strategy.plugins.index(strategy.evaluator), self._last)
         if rank() > 0:
             strategy.evaluator.loggers = []
-        told: list[Any] = [(RNGManager.__getstate__(), _gpu(strategy.device))]
-        dist.broadcast_object_list(told, 0)
-        states, first = told[0]
+        of_first: list[Any] = [(RNGManager.__getstate__(), _gpu(strategy.device))]
+        dist.broadcast_object_list(of_first, 0)
+        states, first = of_first[0]
         RNGManager.__setstate__(_of_own_gpu(states, first, _gpu(strategy.device)))
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -144,12 +144,12 @@ class ShardedLoader:
 
 
 class _OwnRows(Sampler[list[int]]):
-    """Own indices of every batch of a batch sampler; tells of each batch how it is split and what it is."""
+    """Own indices of every batch of a batch sampler; notes of each batch how it is split and what it is."""
 
     def __init__(
-        self, sampler: Any, rank: int, processes: int, random: OwnRandom, told: deque[tuple[tuple[int, ...], int]]
+        self, sampler: Any, rank: int, processes: int, random: OwnRandom, splits: deque[tuple[tuple[int, ...], int]]
     ) -> None:
-        self.sampler, self.rank, self.processes, self.random, self.told = sampler, rank, processes, random, told
+        self.sampler, self.rank, self.processes, self.random, self.splits = sampler, rank, processes, random, splits
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -163,5 +163,5 @@ class _OwnRows(Sampler[list[int]]):
                 return
             indices = [int(index) for index in batch]
             rows = Rows(split(len(indices), self.processes), self.rank)
-            self.told.append((rows.sizes, zlib.crc32(str(indices).encode())))
+            self.splits.append((rows.sizes, zlib.crc32(str(indices).encode())))
             yield rows.own(indices)

@@ -16,7 +16,7 @@ BASE = "base_lr"  # key in a parameter group, where torch's schedulers keep thei
 
 
 class ExperienceSchedule(SupervisedPlugin[Any]):
-    """Sets the learning rate before every step, and if told the number of epochs, anew for each experience.
+    """Sets the learning rate before every step, and the number of epochs of each experience where ``epochs`` is given.
 
     The base rate of a parameter group is the one it has when the experience begins. Afterwards it is put back, so
     that every experience starts from the optimiser's own rate and nothing leaks into whatever comes next; so are the
@@ -132,7 +132,7 @@ class ExperienceSchedule(SupervisedPlugin[Any]):
         self._check_epochs(strategy.train_epochs)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Note the base rates; empty the optimiser's state if told to."""
+        """Note the base rates; empty the optimiser's state where ``reset_optimizer`` asks for it."""
         for number, group in enumerate(strategy.optimizer.param_groups):
             base = group.setdefault(BASE, group["lr"])
             self._check_warmup(strategy, number, base)

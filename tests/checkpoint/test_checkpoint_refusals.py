@@ -361,7 +361,7 @@ def test_a_parameter_that_nothing_holds(tmp_path):
     checkpoint.save(strategy, tmp_path / "a.pt")
 
 
-def test_data_sets_that_cannot_be_told_apart(tmp_path):
+def test_data_sets_that_cannot_be_distinguished(tmp_path):
     """Two data sets that look alike but are not: no index would be sure."""
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
     from avalanche.benchmarks.utils import _make_taskaware_classification_dataset as task_aware

@@ -119,7 +119,7 @@ class Compatibility:
         cells[row, column] = cell if passed and agreed else BROKEN
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if hasattr(session.config, "workerinput"):  # a process of pytest-xdist: the first one is told all outcomes
+        if hasattr(session.config, "workerinput"):  # a process of pytest-xdist: the first one collects all outcomes
             session.config.workeroutput["left_out"] = sorted(self.left_out)
         elif self.write:
             self.page.parent.mkdir(exist_ok=True)

@@ -255,7 +255,7 @@ def test_what_cannot_be_right_is_an_error_in_every_process(found, case):
     assert SAID[case] in zero
 
 
-def test_every_case_of_errors_is_told(found):
+def test_every_case_of_errors_is_reported(found):
     assert found[0]["errors"].keys() == SAID.keys()
 
 

@@ -107,9 +107,9 @@ def make_encoder(name: str, size: int = 0, *, builder: Callable[..., Any] | None
         network = builder()
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} must give a torch.nn.Module, got {type(network).__name__}")
-        made = network if isinstance(network, Encoder) else Encoder(network, size, ((0.0,) * 3, (1.0,) * 3))
+        encoder = network if isinstance(network, Encoder) else Encoder(network, size, ((0.0,) * 3, (1.0,) * 3))
     elif name in ENCODERS:
-        made = ENCODERS[name](size or SIZE)
+        encoder = ENCODERS[name](size or SIZE)
     else:
         from torchvision import models
 
@@ -118,5 +118,5 @@ def make_encoder(name: str, size: int = 0, *, builder: Callable[..., Any] | None
                 f"no encoder named {name!r}. Known: {', '.join(ENCODERS)}, the names of "
                 "torchvision.models.list_models(), and module:function of your own"
             )
-        made = _torchvision(name, size or SIZE)
-    return made.requires_grad_(False).eval()
+        encoder = _torchvision(name, size or SIZE)
+    return encoder.requires_grad_(False).eval()

@@ -143,7 +143,7 @@ def _torchvision(where: str, name: str, options: dict[str, str], root: str) -> t
             place = f" from {given['root']}" if "root" in given else ""
             raise ValueError(f"{where}: could not be loaded{place}: {reason}") from error
     names = getattr(next(iter(found.values())), "classes", ())
-    return {part: Items(where, len(made), made.__getitem__) for part, made in found.items()}, names
+    return {part: Items(where, len(data), data.__getitem__) for part, data in found.items()}, names
 
 
 def _keywords(kind: type) -> set[str]:

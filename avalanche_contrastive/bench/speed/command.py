@@ -79,7 +79,7 @@ def _found(groups: Sequence[str], rounds: int | None) -> dict[str, Any]:
 
 def speed_table(found: Mapping[str, Any]) -> Table:
     """The table of a file that the command wrote."""
-    made = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return Table(
         ("Work", "Beside", "Our time / theirs", "Wanted", "Ours, ms"),
         tuple(
@@ -88,7 +88,7 @@ def speed_table(found: Mapping[str, Any]) -> Table:
         ),
         "llrrr",
         caption=f"Processor time of one thread; median of the ratios of all rounds, lowest and highest in brackets. "
-        f"Measured on {found['device']}, with {made}.",
+        f"Measured on {found['device']}, with {libraries}.",
     )
 
 

@@ -263,9 +263,9 @@ def growth(experiences: int = 100, first: int = 10) -> list[Comparison]:
         Comparison(
             f"the {experiences}th experience of {method}, 20 returning classes",
             f"its {first}th",
-            seconds_at(experiences, *made),
-            seconds_at(first, *made),
+            seconds_at(experiences, *parts),
+            seconds_at(first, *parts),
             1.2,
         )
-        for method, made in _methods(encoder, 32, 20, 100, 16, 16).items()
+        for method, parts in _methods(encoder, 32, 20, 100, 16, 16).items()
     ]
