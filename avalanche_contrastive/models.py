@@ -111,7 +111,7 @@ class ContrastiveModel(nn.Module):
                 f"Is feature_size right, does the encoder end in a flat layer, and give the features alone?{hint}"
             )
         # An encoder may compute in half precision by itself.
-        first_layer: Any = self.projector[0]
+        first_layer: Any = next(iter(self.projector))
         return features.to(first_layer.weight.dtype), views
 
     def project(self, x: Any) -> Tensor:

@@ -136,10 +136,10 @@ class Guards:
         assert self._labels is not None
         y, known = self._labels
         total = loss.detach()
-        for inputs in (strategy.mb_x,) if views is None else (strategy.mb_x, views):
-            for x in (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs):
-                if x.is_floating_point():
-                    total = total + x.sum(dtype=torch.float32)  # finite where all values are, unless they are huge
+        inputs = strategy.mb_x if views is None else views  # what the model has seen
+        for x in (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs):
+            if x.is_floating_point():
+                total = total + x.sum(dtype=torch.float32)  # finite where all values are, unless they are huge
         if math.isfinite((total / known.all()).item()):  # divided by zero where a label is unknown
             return
         self._check_images(strategy, strategy.mb_x, y, "images")
