@@ -17,6 +17,7 @@ Distance = Literal["cosine", "euclidean"]
 Ties = Literal["positive", "index", "mean"]
 
 WORKING_SET = 8_000_000  # similarities held at once: 32 MB in float32
+BLOCK = 8  # similarities that are looked at together
 
 
 @dataclass
@@ -242,9 +243,23 @@ def _largest(x: Tensor, k: int) -> Tensor:
     """The k largest values of each row, ascending; reorders x (B, N) in place."""
     if x.device.type != "cpu":
         return x.topk(k, dim=1).values.flip(1).contiguous()
+    if 2 * BLOCK * k <= x.shape[1]:
+        x = _candidates(x, k)
     if k < x.shape[1]:
         x.numpy().partition(x.shape[1] - k, axis=1)  # several times as fast as torch's topk on a CPU
     return x[:, x.shape[1] - k :].sort(dim=1).values
+
+
+def _candidates(x: Tensor, k: int) -> Tensor:
+    """A part of each row of x (B, N) that holds its k largest values: they lie in the k blocks with the largest maxima.
+
+    To look for these blocks, and then in them, takes less than half the time of looking through the whole row.
+    """
+    count = x.shape[1] // BLOCK
+    blocks = x[:, : BLOCK * count].view(len(x), BLOCK, count)  # a block is a column of it: their maxima are the fastest
+    order = blocks.amax(dim=1).numpy().argpartition(count - k, axis=1)
+    best = torch.from_numpy(order[:, None, count - k :].repeat(BLOCK, axis=1))
+    return torch.cat([blocks.gather(2, best).flatten(1), x[:, BLOCK * count :]], dim=1)
 
 
 def check_features(name: str, argument: str, x: Tensor) -> None:

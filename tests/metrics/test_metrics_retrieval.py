@@ -96,6 +96,19 @@ def test_cosine_and_euclidean_differ_by_length():
     assert recall_at_k(features[:1], y[:1], gallery=features[1:], gallery_y=y[1:], distance="euclidean") == 0.0
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("size", [800, 803])
+def test_a_gallery_that_is_large_beside_its_classes_against_a_slow_loop(size, tied):
+    # The largest similarities are looked for in blocks of columns; 803 is no multiple of a block's size.
+    gallery, gallery_y = cloud(size, 4, 80, tied=tied)
+    queries, y = cloud(25, 4, 80, tied=tied, seed=1)
+    most = 2 * search.BLOCK * int(gallery_y.bincount().max())
+    assert most <= size - int(gallery_y.bincount().max())
+    _, precision = slow(queries, y, gallery, gallery_y, "euclidean", "positive", ())
+    found = map_at_r(queries, y, gallery=gallery, gallery_y=gallery_y, distance="euclidean")
+    assert found == pytest.approx(precision, abs=1e-12)
+
+
 def test_several_k_are_those_of_one_each():
     features, y = cloud(80, 4, 12)
     assert recall_at_k(features, y, (5, 1)) == {k: recall_at_k(features, y, k) for k in (5, 1)}
