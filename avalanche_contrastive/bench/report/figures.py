@@ -239,6 +239,7 @@ PUBLISHED: Mapping[str, Figure] = {
     "final accuracy": get("final_accuracy"),
     "final accuracy, task known": get("final_task_accuracy"),
     "average accuracy": get("average_accuracy"),
+    "final accuracy, the last rotation": lambda result: (result.get("evaluations") or {}).get("the last rotation"),
     "Recall@1 within experiences": recall_within,
 }
 
