@@ -160,6 +160,15 @@ def test_a_suite_without_the_figure_has_an_empty_picture(tmp_path):
     plots.plt.close(figure)
 
 
+@pytest.mark.parametrize("figure", [plots.accuracy_curves, plots.recall_curves])
+def test_the_title_has_the_name_of_a_suite_in_one_piece(figure, tmp_path):
+    suite = "split_cifar100_frozen_natural"  # longer than a line of a legend
+    saved(tmp_path, made("a", 0, suite=suite))
+    drawn = figure(results.load_all(tmp_path)[suite])
+    assert suite in drawn.get_suptitle()
+    plots.plt.close(drawn)
+
+
 # ---- matrices
 
 

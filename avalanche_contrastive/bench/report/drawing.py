@@ -15,12 +15,12 @@ from avalanche_contrastive.bench.report.figures import by_memory, memories, memo
 from avalanche_contrastive.bench.results import Grouped, rows_of
 
 TEXT, GREY = "#1b1f24", "#808080"  # on the page's own; between both pages
-LETTERS = 26  # in a line of a legend or above a matrix
+LETTERS, TITLE = 26, 160  # in a line of a legend or above a matrix; in a line of a figure's title
 
 
-def words(label: str) -> str:
-    """A label in lines of at most LETTERS letters; signs that no font has are replaced."""
-    return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(label.split())), LETTERS)
+def words(label: str, letters: int = LETTERS) -> str:
+    """A label in lines of so many letters at most; signs that no font has are replaced."""
+    return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(label.split())), letters)
 
 
 def shown_rows(grouped: Grouped) -> list[Row]:

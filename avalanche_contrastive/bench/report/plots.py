@@ -17,7 +17,7 @@ from PIL import Image
 
 from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import write_bytes
-from avalanche_contrastive.bench.report.drawing import GREY, TEXT, new_grid, shown_rows, titled, words
+from avalanche_contrastive.bench.report.drawing import GREY, TEXT, TITLE, new_grid, shown_rows, titled, words
 from avalanche_contrastive.bench.report.figures import (
     GROUPS,
     OURS,
@@ -235,7 +235,7 @@ def _curves(grouped: Grouped, key: str, label: str) -> Any:
     seeds = max((len(curves) for curves in values.values()), default=0)
     spread = "mean over seeds, bands ± one standard deviation" if seeds > 1 else "one seed"
     thin = "; thin lines: ours, as in the first panel; ranges differ" if any(panel.beside for panel in shown) else ""
-    figure.suptitle(words(suite_of(grouped)) + f": {spread}{thin}", fontsize="medium")
+    figure.suptitle(words(f"{suite_of(grouped)}: {spread}{thin}", TITLE), fontsize="medium")
     return figure
 
 
