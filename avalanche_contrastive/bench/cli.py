@@ -325,8 +325,7 @@ def _add_speed(commands: Any) -> None:
     command.add_argument("groups", nargs="*", metavar="GROUP", help="such as losses, steps, faiss (default: all)")
     command.add_argument("--rounds", type=_positive, metavar="N", help="of each comparison (default: by group)")
     command.add_argument("--out", type=Path, default=Path("speed.json"), metavar="FILE", help="(default: %(default)s)")
-    command.add_argument("--page", type=Path, metavar="PAGE", help="write the table of FILE into this page instead")
-    command.add_argument("--again", action="store_true", help="with --page: measure, though FILE is there")
+    command.add_argument("--page", type=Path, metavar="PAGE", help="write the table of FILE into this page")
 
 
 def _add_results(command: Any) -> None:

@@ -62,6 +62,14 @@ def test_the_command_writes_figures_and_fills_a_page(tmp_path, capsys):
     assert found["rows"][0]["competitor"] == "torchmetrics"
     assert {"device", "versions"} <= set(found)
     assert "torchmetrics" in capsys.readouterr().out
+    found["rows"].insert(0, {**found["rows"][0], "group": "losses", "work": "kept"})
+    out.write_text(json.dumps(found))
+    assert cli.main(["speed", "torchmetrics", "--rounds", "1", "--out", str(out)]) == 0
+    assert [row["group"] for row in json.loads(out.read_text())["rows"]] == ["losses", "torchmetrics"]
+    out.write_text(json.dumps({**found, "device": "another"}))
+    assert cli.main(["speed", "torchmetrics", "--rounds", "1", "--out", str(out)]) == 0
+    assert [row["group"] for row in json.loads(out.read_text())["rows"]] == ["torchmetrics"]
+    found = json.loads(out.read_text())
     page.write_text("before\n<!-- speed -->\n<!-- /speed -->\nafter\n")
     assert cli.main(["speed", "--out", str(out), "--page", str(page)]) == 0
     assert "| Work |" in page.read_text()

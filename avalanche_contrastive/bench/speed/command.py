@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "torchmetrics": (search.by_torchmetrics, 3),
 }
 
+ORDER = list(GROUPS)
 RATIO = record_of(median=is_number, lowest=is_number, highest=is_number)
-ROW = record_of(work=is_text, competitor=is_text, target=is_number, seconds=is_number, ratio=RATIO)
+ROW = record_of(
+    group=ORDER.__contains__, work=is_text, competitor=is_text, target=is_number, seconds=is_number, ratio=RATIO
+)
 IS_FOUND = record_of(device=is_text, versions=table_of(is_text), rows=list_of(ROW))
 
 
@@ -41,10 +45,14 @@ def command(parsed: argparse.Namespace) -> int:
     """Time the groups that are asked for, one after another, and say what was found."""
     if unknown := set(parsed.groups) - set(GROUPS):
         raise ValueError(f"no group {', '.join(sorted(unknown))}. Groups: {', '.join(GROUPS)}")
-    if parsed.page and not parsed.groups and parsed.out.exists() and not parsed.again:
+    if parsed.page and not parsed.groups and parsed.out.exists():
         found = read_checked(parsed.out, IS_FOUND, "speed")
     else:
         found = _found(parsed.groups or list(GROUPS), parsed.rounds)
+        if parsed.groups and parsed.out.exists():
+            found["rows"] = sorted(
+                [*_kept(parsed.out, found), *found["rows"]], key=lambda row: ORDER.index(row["group"])
+            )
         write_text(parsed.out, json.dumps(found, indent=1) + "\n")
         print(f"wrote {parsed.out}", file=sys.stderr)
     if parsed.page:
@@ -53,6 +61,13 @@ def command(parsed: argparse.Namespace) -> int:
     else:
         print(speed_table(found))
     return 0
+
+
+def _kept(path: Path, found: Mapping[str, Any]) -> list[Any]:
+    """The rows of other groups in the file, if they are of this machine and these versions."""
+    there, measured = read_checked(path, IS_FOUND, "speed"), {row["group"] for row in found["rows"]}
+    same = (there["device"], there["versions"]) == (found["device"], found["versions"])
+    return [row for row in there["rows"] if same and row["group"] not in measured]
 
 
 def _found(groups: Sequence[str], rounds: int | None) -> dict[str, Any]:
