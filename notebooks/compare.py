@@ -135,8 +135,8 @@ def _not_executed(committed: NotebookNode) -> str:
         if any(output.output_type == "error" for output in cell.outputs):
             return f"the cell {first_line(cell)!r} ends in an error"
         if cell.execution_count != place:
-            place_now = "was not executed" if cell.execution_count is None else f"has number {cell.execution_count}"
-            return f"the cell {first_line(cell)!r} {place_now}; from top to bottom it would have number {place}"
+            state = "was not executed" if cell.execution_count is None else f"has number {cell.execution_count}"
+            return f"the cell {first_line(cell)!r} {state}; from top to bottom it would have number {place}"
     return ""
 
 

@@ -254,7 +254,8 @@ class Co2LPlugin(ReplayMethodPlugin):
             teacher_temperature=self.teacher_temperature,
         )
         self.terms = dict(zip(("contrast", "distillation"), both.detach().unbind(), strict=True))
-        weights: Tensor = self.table("weights", lambda: both.new_tensor([1.0, self.weight]), self.weight, both.dtype)
+        weight = float(self.weight)  # the caller's schedule may change it from step to step
+        weights: Tensor = self.table("weights", lambda: both.new_tensor([1.0, weight]), weight, both.dtype)
         return both @ weights
 
     def _note_domains(self, strategy: Any) -> None:

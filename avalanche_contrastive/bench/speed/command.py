@@ -32,12 +32,8 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "metric-learning": (search.by_metric_learning, 5),
     "torchmetrics": (search.by_torchmetrics, 3),
 }
-
-ORDER = list(GROUPS)
 RATIO = record_of(median=is_number, lowest=is_number, highest=is_number)
-ROW = record_of(
-    group=ORDER.__contains__, work=is_text, competitor=is_text, target=is_number, seconds=is_number, ratio=RATIO
-)
+ROW = record_of(group=is_text, work=is_text, competitor=is_text, target=is_number, seconds=is_number, ratio=RATIO)
 IS_FOUND = record_of(device=is_text, versions=table_of(is_text), rows=list_of(ROW))
 
 
@@ -50,9 +46,7 @@ def command(parsed: argparse.Namespace) -> int:
     else:
         found = _found(parsed.groups or list(GROUPS), parsed.rounds)
         if parsed.groups and parsed.out.exists():
-            found["rows"] = sorted(
-                [*_kept(parsed.out, found), *found["rows"]], key=lambda row: ORDER.index(row["group"])
-            )
+            found["rows"] = _with_kept(parsed.out, found)
         write_text(parsed.out, json.dumps(found, indent=1) + "\n")
         print(f"wrote {parsed.out}", file=sys.stderr)
     if parsed.page:
@@ -63,11 +57,12 @@ def command(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _kept(path: Path, found: Mapping[str, Any]) -> list[Any]:
-    """The rows of other groups in the file, if they are of this machine and these versions."""
+def _with_kept(path: Path, found: Mapping[str, Any]) -> list[Any]:
+    """The rows, with those of other groups in the file if they are of this machine and these versions."""
     there, measured = read_checked(path, IS_FOUND, "speed"), {row["group"] for row in found["rows"]}
     same = (there["device"], there["versions"]) == (found["device"], found["versions"])
-    return [row for row in there["rows"] if same and row["group"] not in measured]
+    rows = [row for row in there["rows"] if same and row["group"] not in measured] + found["rows"]
+    return [row for name in GROUPS for row in rows if row["group"] == name]
 
 
 def _found(groups: Sequence[str], rounds: int | None) -> dict[str, Any]:
