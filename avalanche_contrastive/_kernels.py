@@ -18,7 +18,6 @@ __all__ = [
     "float32",
     "full_precision",
     "positives",
-    "softmax_of_others",
     "task_log_softmax",
     "unit_rows",
     "without_self",
@@ -35,23 +34,25 @@ class Term(NamedTuple):
         target: (N, N + M), without gradient; each row sums to one, a row has none of its own.
         temperature: t.
         weight: w, (N,), without gradient; None is the mean.
+        factor: f, of the term in a sum of several.
     """
 
     target: Tensor
     temperature: float
     weight: Tensor | None = None
+    factor: float = 1.0
 
 
-def cross_entropy_of_others(z: Tensor, *terms: Term, others: Tensor | None = None) -> Tensor:
-    """Weighted sums of cross-entropies of the same similarities.
+def cross_entropy_of_others(z: Tensor, *terms: Term, others: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The sum of weighted cross-entropies of the same similarities.
 
-    With u the rows z and after them the rows others, for each term::
+    With u the rows z and after them the rows others, the sum over the terms of::
 
-        loss = sum_i w_i ( log sum_{k != i} exp(z_i . u_k / t)  -  sum_k target_ik z_i . u_k / t )
+        f * sum_i w_i ( log sum_{k != i} exp(z_i . u_k / t)  -  sum_k target_ik z_i . u_k / t )
 
-    The gradient is written out: it takes a matrix of the size of the similarities for each term and one product for
-    all, where autograd takes three matrices and two products for each. Second derivatives are supported,
-    ``torch.func`` goes by autograd.
+    The gradient is written out, and computed at once: it takes a matrix of the size of the similarities for each term
+    and one product for all, where autograd takes three matrices and two products for each. Second derivatives and
+    ``torch.func`` go by autograd.
 
     Args:
         z: (N, D), of any precision.
@@ -59,68 +60,62 @@ def cross_entropy_of_others(z: Tensor, *terms: Term, others: Tensor | None = Non
         others: (M, D), likewise, without gradient.
 
     Returns:
-        (S,), or a scalar for a single term.
+        The sum, and behind it the S terms without gradient, not multiplied by f; all scalars.
     """
     with full_precision(z):
         wide = float32(z)
-        targets, temperatures = [term.target for term in terms], [term.temperature for term in terms]
         # For torch.func the class below would cost every other call 26 us more.
         at_once = _by_autograd if torch._C._are_functorch_transforms_active() else _CrossEntropyOfOthers.apply
-        loss: Tensor = at_once(wide, others, temperatures, *targets, *[term.weight for term in terms])
-        return loss if wide is z else finite_gradient(loss, z, wide)
+        total, *values = at_once(wide, others, terms)
+        return total if wide is z else finite_gradient(total, z, wide), *values
 
 
-def _by_autograd(z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
+def _by_autograd(z: Tensor, others: Tensor | None, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
     columns, losses = z if others is None else torch.cat([z, others]), []
-    for temperature, target, weight in zip(temperatures, given, given[len(temperatures) :], strict=False):
-        similarity = without_self(z / temperature @ columns.T)
-        loss = similarity.logsumexp(dim=1) - (target * similarity).sum(dim=1)
-        losses.append(loss.mean() if weight is None else (loss * weight).sum())
-    return losses[0] if len(losses) == 1 else torch.stack(losses)
+    for term in terms:
+        similarity = without_self(z / term.temperature @ columns.T)
+        loss = similarity.logsumexp(dim=1) - (term.target * similarity).sum(dim=1)
+        losses.append(loss.mean() if term.weight is None else (loss * term.weight).sum())
+    total = sum((term.factor * loss for term, loss in zip(terms, losses, strict=True)), z.new_zeros(()))
+    return total, *[loss.detach() for loss in losses]
 
 
 class _CrossEntropyOfOthers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, others: Tensor | None, temperatures: list[float], *given: Any) -> Tensor:
+    def forward(ctx: Any, z: Tensor, others: Tensor | None, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
         columns = z if others is None else torch.cat([z, others])
-        similarity, count = z @ columns.T, len(temperatures)
-        losses, slopes = [], []
-        for number, (temperature, target, weight) in enumerate(zip(temperatures, given, given[count:], strict=False)):
-            logits = similarity / temperature if number + 1 < count else similarity.div_(temperature)
+        similarity, n = z @ columns.T, len(z)
+        total, losses, slopes = z.new_zeros(()), [], []
+        for term in terms:
+            logits = similarity / term.temperature if term is not terms[-1] else similarity.div_(term.temperature)
             share = without_self(logits).softmax(dim=1)
             # The largest share is 1 / sum_k exp(logit_k - the highest logit).
-            loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(target, logits)
-            losses.append(loss.mean() if weight is None else torch.dot(loss, weight))
-            scale = 1 / (z.shape[0] * temperature) if weight is None else (weight / temperature)[:, None]
-            slopes.append(share.sub_(target).mul_(scale))
+            loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(term.target, logits)
+            losses.append(loss.mean() if term.weight is None else torch.dot(loss, term.weight))
+            total = total.add(losses[-1], alpha=term.factor)
+            scale = 1 / (n * term.temperature) if term.weight is None else (term.weight / term.temperature)[:, None]
+            slopes.append(share.sub_(term.target).mul_(scale * term.factor))
+        ctx.mark_non_differentiable(*losses)
+        ctx.set_materialize_grads(False)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(z, others, columns, *given, *slopes)
-            ctx.temperatures = temperatures
-        return losses[0] if count == 1 else torch.stack(losses)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        z, others, columns, *given = ctx.saved_tensors
-        n, count = z.shape[0], len(ctx.temperatures)
-        slopes = given[2 * count :]  # of each loss in each similarity
-        with full_precision(z):
-            if torch.is_grad_enabled():  # for a second derivative they must depend on z
-                columns, slopes = z if others is None else torch.cat([z, others]), []
-                for temperature, target, weight in zip(ctx.temperatures, given, given[count:], strict=False):
-                    scale = 1 / (n * temperature) if weight is None else (weight / temperature)[:, None]
-                    slopes.append((softmax_of_others(z / temperature, columns) - target) * scale)
-            first, *more = zip(slopes, [upstream] if count == 1 else upstream.unbind(), strict=True)
-            slope = first[0] * first[1]
-            for other, part in more:
-                slope = torch.addcmul(slope, other, part)
+            slope, *more = slopes
+            for other in more:
+                slope.add_(other)
             square = slope[:, :n]
             square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
-            return slope @ columns, *[None] * (2 + 2 * count)
+            ctx.save_for_backward(z, others, slope @ columns)
+            ctx.terms = terms
+        return total, *losses
 
-
-def softmax_of_others(rows: Tensor, columns: Tensor) -> Tensor:
-    """The softmax of each row's similarities to all columns but its own, (R, N) with zeros on the diagonal."""
-    return without_self(rows @ columns.T).softmax(dim=1)
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+        if upstream is None:
+            return None, None, None
+        z, others, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative it must depend on z
+            with full_precision(z):
+                (gradient,) = torch.autograd.grad(_by_autograd(z, others, ctx.terms)[0], z, create_graph=True)
+        return gradient * upstream, None, None
 
 
 def without_self(similarity: Tensor, value: float | None = None) -> Tensor:
@@ -149,19 +144,25 @@ def positives(y: Tensor, others: Tensor, dtype: torch.dtype, *, itself: bool) ->
 # ---- a softmax for the classes of each task
 
 
-def task_log_softmax(tasks: Tensor, *given: Tensor) -> list[Tensor]:
-    """Log-softmax of each logits (B, K) within each task, tasks (K,) of any ids, those below 0 left out.
+def task_log_softmax(tasks: Tensor, temperature: float, *given: Tensor) -> list[Tensor]:
+    """Log-softmax within each task of logits divided by a temperature.
 
-    All results have one and the same shape, so that they can be compared; which one is for the fastest way to decide.
+    Args:
+        tasks: (K,) of any ids, those below 0 left out.
+        temperature: T.
+        given: logits (B, K) or wider; columns beyond K are left out.
+
+    Returns:
+        Of one and the same shape for all given, so that they can be compared; which one is for the fastest way to
+        decide.
     """
     if torch.compiler.is_compiling() or tasks.device.type != "cpu":
-        return [_fixed_shape_log_softmax(x, tasks) for x in given]
+        return [_fixed_shape_log_softmax(x[:, : len(tasks)] / temperature, tasks) for x in given]
     columns, count, segment = _layout(tuple(tasks.tolist()), given[0].device)
-    logits = list(given)
     if isinstance(columns, Tensor):
-        logits = [x.index_select(1, columns) for x in logits]
-    elif columns != slice(0, len(tasks)):
-        logits = [x[:, columns] for x in logits]
+        logits = [x.index_select(1, columns) / temperature for x in given]
+    else:  # the columns are taken first: what is divided lies side by side then
+        logits = [(x if columns == slice(0, x.shape[1]) else x[:, columns]) / temperature for x in given]
     if segment is not None:
         return [_segment_log_softmax(x, segment, count) for x in logits]
     return [x.view(len(x), count, -1).log_softmax(dim=2) for x in logits]

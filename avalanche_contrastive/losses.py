@@ -39,7 +39,6 @@ from avalanche_contrastive._kernels import (
     float32,
     full_precision,
     positives,
-    softmax_of_others,
     task_log_softmax,
     unit_rows,
     without_self,
@@ -91,7 +90,7 @@ def asymmetric_supcon(
             > 0, or an unknown reduction.
     """
     term = _contrast("asymmetric_supcon", z, y, is_anchor, temperature, base_temperature, reduction)
-    return cross_entropy_of_others(z.flatten(0, 1), term)
+    return cross_entropy_of_others(z.flatten(0, 1), term)[0]
 
 
 def _contrast(
@@ -157,7 +156,7 @@ def relation_distillation(
     term = _relations("relation_distillation", z, z_teacher, temperature, teacher_temperature)
     if len(term.target) == 1:
         return float32(z).sum() * 0.0
-    return cross_entropy_of_others(z.flatten(0, 1), term)
+    return cross_entropy_of_others(z.flatten(0, 1), term)[0]
 
 
 def _relations(name: str, z: Tensor, z_teacher: Tensor, temperature: float, teacher_temperature: float) -> Term:
@@ -172,7 +171,7 @@ def _relations(name: str, z: Tensor, z_teacher: Tensor, temperature: float, teac
     check_positive(name, temperature=temperature, teacher_temperature=teacher_temperature)
     with full_precision(z):
         teacher = float32(z_teacher.detach()).flatten(0, 1)
-        target = softmax_of_others(teacher / teacher_temperature, teacher)
+        target = without_self(teacher / teacher_temperature @ teacher.T).softmax(dim=1)
         return Term(target.to(torch.promote_types(z.dtype, torch.float32)), temperature)
 
 
@@ -185,24 +184,30 @@ def contrast_and_relations(
     temperature: float = 0.5,
     base_temperature: float | None = None,
     reduction: Literal["anchors", "all", "sum"] = "anchors",
+    weight: float = 1.0,
     distill_temperature: float = 0.2,
     teacher_temperature: float = 0.01,
-) -> Tensor:
-    """`asymmetric_supcon` and `relation_distillation` of the same views, from one matrix of similarities.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Co2L's loss: `asymmetric_supcon` plus ``weight`` times `relation_distillation`, from one matrix of similarities.
 
-    Co2L's loss is their sum. The arguments are those of the two functions, ``distill_temperature`` the second's.
+    Args:
+        z, y, is_anchor, temperature, base_temperature, reduction: of the contrast.
+        z_teacher, teacher_temperature: of the relation distillation.
+        weight: lambda in the paper, >= 0.
+        distill_temperature: the student's temperature in the relation distillation.
 
     Returns:
-        Both values, (2,), contrast first.
+        The loss, then the contrast and the distillation that it is made of, without weight or gradient; all scalars.
 
     Raises:
-        ValueError: as the two functions.
+        ValueError: as the two functions, or a weight below 0.
     """
     name = "contrast_and_relations"
+    check_weight(name, weight=weight)
     contrast = _contrast(name, z, y, is_anchor, temperature, base_temperature, reduction)
-    return cross_entropy_of_others(
-        z.flatten(0, 1), contrast, _relations(name, z, z_teacher, distill_temperature, teacher_temperature)
-    )
+    relations = _relations(name, z, z_teacher, distill_temperature, teacher_temperature)
+    loss, *values = cross_entropy_of_others(z.flatten(0, 1), contrast, relations._replace(factor=weight))
+    return loss, values[0], values[1]
 
 
 def separated_softmax(logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
@@ -281,8 +286,7 @@ def taskwise_distillation(logits: Tensor, teacher_logits: Tensor, tasks: Tensor,
 
     with full_precision(logits):
         wide = float32(logits)
-        taught = wide if width == k else wide[:, :width]
-        teacher, student = task_log_softmax(tasks, float32(teacher_logits.detach()) / temperature, taught / temperature)
+        teacher, student = task_log_softmax(tasks, temperature, float32(teacher_logits.detach()), wide)
         divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
         return finite_gradient(divergence / (b / temperature**2), logits, wide)
 
@@ -341,7 +345,7 @@ def contrastive_distillation(
             student, teacher = unit_rows(student), unit_rows(teacher)
         if form == "authors":
             target = positives(y, torch.cat([y, y]), wide.dtype, itself=False)
-            loss = cross_entropy_of_others(student, Term(target, temperature), others=teacher)
+            loss = cross_entropy_of_others(student, Term(target, temperature), others=teacher)[0]
         elif len(y) > 1:
             similarity = teacher @ student.T / temperature
             attracted = (positives(y, y, wide.dtype, itself=True) * similarity).sum(dim=1)

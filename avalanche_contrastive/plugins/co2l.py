@@ -244,19 +244,18 @@ class Co2LPlugin(ReplayMethodPlugin):
             loss = asymmetric_supcon(z, labels, anchors, **contrast)
             self.terms = {"contrast": loss.detach()}
             return loss
-        both = contrast_and_relations(
+        loss, supcon, distillation = contrast_and_relations(
             z,
             labels,
             anchors,
             self.teacher_forward(strategy),
             **contrast,
+            weight=float(self.weight),  # the caller's schedule may change it from step to step
             distill_temperature=self.distill_temperature,
             teacher_temperature=self.teacher_temperature,
         )
-        self.terms = dict(zip(("contrast", "distillation"), both.detach().unbind(), strict=True))
-        weight = float(self.weight)  # the caller's schedule may change it from step to step
-        weights: Tensor = self.table("weights", lambda: both.new_tensor([1.0, weight]), weight, both.dtype)
-        return both @ weights
+        self.terms = {"contrast": supcon, "distillation": distillation}
+        return loss
 
     def _note_domains(self, strategy: Any) -> None:
         """The contrast's labels of the experience, one for each pair of task label and class in it."""

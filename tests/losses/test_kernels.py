@@ -10,7 +10,6 @@ from avalanche_contrastive._kernels import (
     _fixed_shape_log_softmax,
     cross_entropy_of_others,
     positives,
-    softmax_of_others,
     task_log_softmax,
     unit_rows,
 )
@@ -26,7 +25,7 @@ def plain_cross_entropy(z, target, *, temperature, others=None, weight=None):
 
 
 def one_cross_entropy(z, target, *, temperature, others=None, weight=None):
-    return cross_entropy_of_others(z, Term(target, temperature, weight), others=others)
+    return cross_entropy_of_others(z, Term(target, temperature, weight), others=others)[0]
 
 
 def draws(n=7, m=0, d=4, seed=0):
@@ -91,35 +90,35 @@ def test_cross_entropy_under_torch_func():
     torch.testing.assert_close(found, x.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_several_cross_entropies_at_once_are_those_one_by_one():
-    """Values, gradients and second derivatives; one of them may be left out of what is differentiated."""
+@pytest.mark.parametrize("factors", [(0.7, 3.0), (1.0, 0.0)])
+def test_the_sum_of_cross_entropies_is_that_of_one_by_one(factors):
+    """Values, gradients and second derivatives; one of them may be left out."""
     z, first, others = draws(5, 3, 3)
     weight = torch.rand(5, dtype=torch.float64)
     terms = [Term(first, 0.5, weight), Term(draws(5, 3, 3, seed=1)[1], 0.2)]
 
     def at_once(x):
-        return cross_entropy_of_others(x, *terms, others=others)
+        weighted = [term._replace(factor=factor) for term, factor in zip(terms, factors, strict=True)]
+        return cross_entropy_of_others(x, *weighted, others=others)
+
+    def each(x):
+        return [cross_entropy_of_others(x, term, others=others)[0] for term in terms]
 
     def one_by_one(x):
-        return torch.stack([cross_entropy_of_others(x, term, others=others) for term in terms])
+        return sum(factor * value for factor, value in zip(factors, each(x), strict=True))
 
-    upstream = torch.tensor([0.7, -3.0], dtype=torch.float64)
-    for weights in (upstream, upstream.clamp(min=0)):
-        found = [leaf(z), leaf(z)]
-        for x, function in zip(found, (at_once, one_by_one), strict=True):
-            torch.dot(function(x), weights).backward()
-        torch.testing.assert_close(at_once(z), one_by_one(z), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(found[0].grad, found[1].grad, rtol=1e-12, atol=1e-12)
-    assert gradcheck(at_once, (leaf(z),))
-    assert gradgradcheck(at_once, (leaf(z),))
-    torch.testing.assert_close(torch.func.jacrev(at_once)(z), torch.func.jacrev(one_by_one)(z))
-
-
-def test_softmax_of_others_is_one_without_the_diagonal():
-    rows = torch.randn(5, 3, dtype=torch.float64)
-    weights = softmax_of_others(rows, rows)
-    expected = (rows @ rows.T).exp().fill_diagonal_(0)
-    torch.testing.assert_close(weights, expected / expected.sum(dim=1, keepdim=True))
+    found = [leaf(z), leaf(z)]
+    total, *values = at_once(found[0])
+    total.backward()
+    one_by_one(found[1]).backward()
+    torch.testing.assert_close(total, one_by_one(z), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values, each(z), rtol=1e-12, atol=1e-12)
+    assert not any(value.requires_grad for value in values)
+    torch.testing.assert_close(found[0].grad, found[1].grad, rtol=1e-12, atol=1e-12)
+    assert gradcheck(lambda x: at_once(x)[0], (leaf(z),))
+    assert gradgradcheck(lambda x: at_once(x)[0], (leaf(z),))
+    found = torch.func.grad(lambda x: at_once(x)[0])(z)
+    torch.testing.assert_close(found, torch.func.grad(one_by_one)(z))
 
 
 @pytest.mark.parametrize("itself", [False, True])
@@ -165,7 +164,7 @@ def test_every_layout_of_tasks_is_that_task_by_task(tasks, fixed):
             value = plain_divergence(teacher, x, tasks)
         else:
             pair = (teacher, x)
-            both = [_fixed_shape_log_softmax(s, tasks) for s in pair] if fixed else task_log_softmax(tasks, *pair)
+            both = [_fixed_shape_log_softmax(s, tasks) for s in pair] if fixed else task_log_softmax(tasks, 1.0, *pair)
             p, q = both
             value = (p.exp() * (p - q)).sum()
         value.backward()

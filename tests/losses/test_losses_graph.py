@@ -38,8 +38,8 @@ LOSSES = {
     ),
     "supcon-sum": lambda x, t: asymmetric_supcon(pairs(x), labels(x[::2]), labels(x[::2]) > 0, reduction="sum"),
     "contrast-and-relations": lambda x, t: contrast_and_relations(
-        pairs(x), labels(x[::2]), labels(x[::2]) > 0, pairs(t)
-    ).sum(),
+        pairs(x), labels(x[::2]), labels(x[::2]) > 0, pairs(t), weight=0.7
+    )[0],
     "relation": lambda x, t: relation_distillation(pairs(x), pairs(t)),
     "separated": lambda x, t: separated_softmax(x, labels(x, (0, 1, 2, 4, 5, 0, 1, 2)), GROUPS.to(x.device)),
     "taskwise": lambda x, t: taskwise_distillation(x, t, EQUAL.to(x.device)),

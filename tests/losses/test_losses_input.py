@@ -56,6 +56,10 @@ BAD = {
         lambda: contrast_and_relations(Z, Y, None, Z[:3]),
         r"z \(4, 2, 3\) and z_teacher \(3, 2, 3\)",
     ),
+    "both-weight": (
+        lambda: contrast_and_relations(Z, Y, None, Z, weight=-1.0),
+        r"contrast_and_relations: weight must be a finite number >= 0, got -1.0",
+    ),
     "relation-flat-z": (lambda: relation_distillation(X, X), r"z must be.*\(B, V, D\).*got \(4, 3\)"),
     "relation-flat-teacher": (lambda: relation_distillation(Z, X), r"z_teacher must be.*\(B, V, D\).*got \(4, 3\)"),
     "relation-batch": (lambda: relation_distillation(Z, Z[:3]), r"z \(4, 2, 3\) and z_teacher \(3, 2, 3\)"),

@@ -267,25 +267,21 @@ def test_tkd_of_equal_models_is_zero_with_zero_gradient():
 @pytest.mark.parametrize("base_temperature", [None, 0.07])
 @pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-12), (torch.float16, 2e-3)])
 def test_both_losses_of_co2l_at_once_are_those_one_by_one(reduction, base_temperature, dtype, slack):
-    """Values, and the gradient of a weighted sum; in half precision up to its own rounding."""
+    """Values, and the gradient of the weighted sum; in half precision up to its own rounding."""
     z, teacher = units(6, 2, 5).to(dtype), units(6, 2, 4).to(dtype)
     y = torch.tensor([3, 1, 1, 3, 0, 3])
     options = {"temperature": 0.3, "base_temperature": base_temperature, "reduction": reduction}
-    found = []
-    for at_once in (False, True):
-        x = z.clone().requires_grad_()
-        if at_once:
-            both = contrast_and_relations(
-                x, y, y > 1, teacher, **options, distill_temperature=0.4, teacher_temperature=0.05
-            )
-        else:
-            kept = relation_distillation(x, teacher, temperature=0.4, teacher_temperature=0.05)
-            both = torch.stack([asymmetric_supcon(x, y, y > 1, **options), kept])
-        torch.dot(both, both.new_tensor([1.0, 0.7])).backward()
-        found.append((both.detach(), x.grad))
-    assert found[1][0].shape == (2,)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=slack, atol=slack)
+    one, other = z.clone().requires_grad_(), z.clone().requires_grad_()
+    contrast = asymmetric_supcon(one, y, y > 1, **options)
+    kept = relation_distillation(one, teacher, temperature=0.4, teacher_temperature=0.05)
+    (contrast + 0.7 * kept).backward()
+    loss, *values = contrast_and_relations(
+        other, y, y > 1, teacher, **options, weight=0.7, distill_temperature=0.4, teacher_temperature=0.05
+    )
+    loss.backward()
+    torch.testing.assert_close([loss, *values], [contrast + 0.7 * kept, contrast, kept], rtol=slack, atol=slack)
+    torch.testing.assert_close(one.grad, other.grad, rtol=slack, atol=slack)
+    assert not any(value.requires_grad for value in values)
 
 
 def test_the_triplet_of_features_that_have_unit_length_already():

@@ -99,7 +99,7 @@ def step(loss: Callable[..., Tensor], x: Tensor, *arguments: object, **options: 
 
 def ours_co2l(z: Tensor, z_teacher: Tensor, y: Tensor, anchor: Tensor | None) -> Tensor:
     """Both terms of Co2L as its plugin calls them."""
-    return contrast_and_relations(z, y, anchor, z_teacher, reduction="all").sum()
+    return contrast_and_relations(z, y, anchor, z_teacher, reduction="all")[0]
 
 
 def comparisons() -> list[Comparison]:
