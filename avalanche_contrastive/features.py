@@ -89,10 +89,15 @@ class _Record:
 
     def pass_of(self, output: Any) -> _Pass:
         """The pass whose result an output is, or is a part of; the last one if that is none of them."""
+        if not self.passes:  # there was one, and nobody has noted its end
+            self.now.result = output
+            return self.now
+        if self.passes[-1].result is output:
+            return self.passes[-1]
         for noted in self.passes:
-            if noted.result is output or any(_same_memory(part, output) for part in tensors_in(noted.result)):
+            if any(_same_memory(part, output) for part in tensors_in(noted.result)):
                 return noted
-        return self.passes[-1] if self.passes else self.now
+        return self.passes[-1]
 
 
 class Places(NamedTuple):
@@ -144,12 +149,13 @@ class FeatureCapture:
         names = {layer: name for name, layer in layers.items()}
         return Places(plain, names, is_multi_task_module(plain), compiled(model))
 
-    def attach(self, model: nn.Module, places: Places | None = None) -> None:
+    def attach(self, model: nn.Module, places: Places | None = None, *, called_once: bool = False) -> None:
         """Listen to the next forward pass of the model.
 
         Args:
             model: any.
             places: ``places_in(model)``, where that is known; None: it is asked.
+            called_once: whether the model will be called once, and ``take`` be given what it returns.
 
         Raises:
             ValueError: as ``places_in``.
@@ -165,7 +171,8 @@ class FeatureCapture:
                 self._hooks.append(layer.register_forward_hook(record.note_layer))
         if self._multi_task:
             self._hooks.append(plain.register_forward_pre_hook(record.begin, with_kwargs=True))
-        self._hooks.append(plain.register_forward_hook(record.end))
+        if not called_once:
+            self._hooks.append(plain.register_forward_hook(record.end))
         if is_compiled:
             # Compiled code runs the hooks that were there when it was compiled, and torch does not look for new ones.
             # So the model runs uncompiled until this pass ends or fails.
@@ -185,9 +192,7 @@ class FeatureCapture:
         """
         record, self._record = self._record or _Record({}), None
         self.detach()
-        noted = record.passes[-1] if record.passes else record.now
-        if noted.result is not output:
-            noted = record.pass_of(output)
+        noted = record.pass_of(output)
         calls = noted.calls
         if self.layer is None:
             direct = [call for call in calls if call.output is output]

@@ -19,6 +19,7 @@ from avalanche_contrastive.losses import (
 )
 from avalanche_contrastive.plugins.method import MethodPlugin
 from avalanche_contrastive.plugins.multihead import PastHeads, row_softmax
+from avalanche_contrastive.plugins.views import is_plain
 from avalanche_contrastive.tasks import by_head, not_seen, seen_in
 
 __all__ = ["CSDPlugin"]
@@ -101,7 +102,8 @@ class CSDPlugin(MethodPlugin):
 
     def _heard(self, model: torch.nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
         """What a call of the model gives, and the features that it makes on the way."""
-        self.capture.attach(model, self.table("places", lambda: self.capture.places_in(model), id(model)))
+        places = self.table("places", lambda: self.capture.places_in(model), id(model))
+        self.capture.attach(model, places, called_once=is_plain(call))
         try:
             output = call()
             return output, self.capture.take(output)

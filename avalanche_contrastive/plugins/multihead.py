@@ -58,7 +58,7 @@ def row_softmax(logits: Tensor, y: Tensor, groups: Tensor | None, counted: Tenso
         if counted is None:
             return F.cross_entropy(logits, y)
         total = F.cross_entropy(logits, torch.where(counted, y, IGNORED), reduction="sum")
-        return total / counted.sum().clamp(min=1)
+        return total / counted.sum(dtype=total.dtype).clamp_(min=1)
 
 
 class PastHeads:

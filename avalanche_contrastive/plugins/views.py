@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avalanche_contrastive._torch import compiled_in_place, map_tensors, tensors_in
 from avalanche_contrastive.data import stack_views
 
-__all__ = ["Drawn", "plain_forward", "run_on", "views_of"]
+__all__ = ["Drawn", "is_plain", "plain_forward", "run_on", "views_of"]
 
 
 Drawn = list[tuple[Any, int, Any]]  # batches as they were, and their views
@@ -45,6 +45,11 @@ def plain_forward(strategy: Any) -> Any:
     return strategy.model(strategy.mb_x)
 
 
+def is_plain(forward: Callable[[], Any]) -> bool:
+    """Whether a strategy's forward pass is `plain_forward`: the model is called once, and what it gives is returned."""
+    return getattr(forward, "__func__", None) is plain_forward
+
+
 def run_on(make: Callable[[Any], Any], strategy: Any, forward: Callable[[], Any]) -> Any:
     """A strategy's forward pass in which the model gets what is made of its input.
 
@@ -53,10 +58,9 @@ def run_on(make: Callable[[Any], Any], strategy: Any, forward: Callable[[], Any]
         strategy: its model is called.
         forward: the pass.
     """
-    function = getattr(forward, "__func__", None)
-    if function is plain_forward:
+    if is_plain(forward):
         return strategy.model(make(strategy.mb_x))
-    if function is SupervisedProblem.forward or compiled_in_place(strategy.model):
+    if getattr(forward, "__func__", None) is SupervisedProblem.forward or compiled_in_place(strategy.model):
         batch = strategy.mbatch
         strategy.mbatch = [make(batch[0]), *batch[1:]]
         try:

@@ -158,6 +158,16 @@ def test_features_are_of_the_layer_that_made_the_logits(give, logits, grad):
     assert torch.equal(capture.take(logits(result)), net.body(x).relu())
 
 
+@pytest.mark.parametrize("name", ["one of two", "a view of it", "changed in place", "scaled"])
+def test_a_model_that_is_called_once_needs_no_hook_of_its_own(name):
+    net, x, capture = TwoHeads(RETURNED[name][0]), torch.randn(5, 4), FeatureCapture()
+    capture.attach(net, called_once=True)
+    assert not net._forward_hooks
+    result = net(x)
+    assert torch.equal(capture.take(result), net.body(x).relu())
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
 OPEN = {
     "both, as they are": (lambda main, aux: (main, aux), lambda result: result),
     "both, scaled": (lambda main, aux: (main / 2, aux / 2), lambda result: result),
@@ -204,6 +214,11 @@ MIXED = {
 @pytest.mark.parametrize(("net", "message"), MIXED.values(), ids=MIXED.keys())
 def test_logits_that_no_single_layer_made_are_refused(net, message):
     capture, x = FeatureCapture(), torch.randn(64, 4)  # so many that no head ranks all alike by chance
+    for once in (True, False):
+        capture.attach(net, called_once=once)
+        logits = net(x)
+        with pytest.raises(ValueError, match=message + ".*Name the layer"):
+            capture.take(logits)
     for grad in (True, False):
         with torch.set_grad_enabled(grad), capture.listening(net):
             logits = net(x)
