@@ -85,16 +85,18 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, others: Tensor | None, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
         columns = z if others is None else torch.cat([z, others])
         similarity, n = z @ columns.T, len(z)
-        total, losses, slopes = z.new_zeros(()), [], []
+        losses, slopes = [], []
         for term in terms:
             logits = similarity / term.temperature if term is not terms[-1] else similarity.div_(term.temperature)
             share = without_self(logits).softmax(dim=1)
             # The largest share is 1 / sum_k exp(logit_k - the highest logit).
             loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(term.target, logits)
             losses.append(loss.mean() if term.weight is None else torch.dot(loss, term.weight))
-            total = total.add(losses[-1], alpha=term.factor)
             scale = 1 / (n * term.temperature) if term.weight is None else (term.weight / term.temperature)[:, None]
             slopes.append(share.sub_(term.target).mul_(scale * term.factor))
+        total = losses[0] * terms[0].factor
+        for term, loss in zip(terms[1:], losses[1:], strict=True):
+            total = total.add(loss, alpha=term.factor)
         ctx.mark_non_differentiable(*losses)
         ctx.set_materialize_grads(False)
         if ctx.needs_input_grad[0]:

@@ -153,13 +153,15 @@ def relation_distillation(
     Raises:
         ValueError: z or z_teacher is not (B, V, D), they differ in B or V, or a temperature is not > 0.
     """
-    term = _relations("relation_distillation", z, z_teacher, temperature, teacher_temperature)
+    term = _relations("relation_distillation", z, z_teacher, temperature, teacher_temperature, 1.0)
     if len(term.target) == 1:
         return float32(z).sum() * 0.0
     return cross_entropy_of_others(z.flatten(0, 1), term)[0]
 
 
-def _relations(name: str, z: Tensor, z_teacher: Tensor, temperature: float, teacher_temperature: float) -> Term:
+def _relations(
+    name: str, z: Tensor, z_teacher: Tensor, temperature: float, teacher_temperature: float, factor: float
+) -> Term:
     """What `relation_distillation` keeps of the teacher."""
     z = check_embeddings(name, "z", z)
     z_teacher = check_embeddings(name, "z_teacher", z_teacher)
@@ -172,7 +174,7 @@ def _relations(name: str, z: Tensor, z_teacher: Tensor, temperature: float, teac
     with full_precision(z):
         teacher = float32(z_teacher.detach()).flatten(0, 1)
         target = without_self(teacher / teacher_temperature @ teacher.T).softmax(dim=1)
-        return Term(target.to(torch.promote_types(z.dtype, torch.float32)), temperature)
+        return Term(target.to(torch.promote_types(z.dtype, torch.float32)), temperature, None, factor)
 
 
 def contrast_and_relations(
@@ -205,8 +207,8 @@ def contrast_and_relations(
     name = "contrast_and_relations"
     check_weight(name, weight=weight)
     contrast = _contrast(name, z, y, is_anchor, temperature, base_temperature, reduction)
-    relations = _relations(name, z, z_teacher, distill_temperature, teacher_temperature)
-    loss, *values = cross_entropy_of_others(z.flatten(0, 1), contrast, relations._replace(factor=weight))
+    relations = _relations(name, z, z_teacher, distill_temperature, teacher_temperature, weight)
+    loss, *values = cross_entropy_of_others(z.flatten(0, 1), contrast, relations)
     return loss, values[0], values[1]
 
 

@@ -304,13 +304,16 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
             return answer
         rows = None if self._shares is None else self._shares.rows
         mode, strategy.model = teacher.training, teacher
-        # Co2L's model as a whole gives projections in training mode; all its layers stay in evaluation mode.
-        teacher.training = mode or not self.gives_logits
+        if not self.gives_logits:
+            # Co2L's model as a whole gives projections in training mode; all its layers stay in evaluation mode.
+            teacher.training = True
         try:
             with torch.no_grad():
                 answer = ask() if ask is not None else strategy.forward() if rows is None else rows.run(strategy)
         finally:
-            strategy.model, teacher.training = model, mode
+            strategy.model = model
+            if not self.gives_logits:
+                teacher.training = mode
         self.of_batch["teacher"] = x, version, answer
         return answer
 

@@ -22,7 +22,7 @@ __all__ = ["GROUPS", "command", "page_with", "speed_table"]
 
 GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the rounds of each
     "losses": (losses.comparisons, 21),
-    "steps": (steps.tiny_steps, 31),
+    "steps": (steps.tiny_steps, 61),
     "resnet": (steps.wide_steps, 11),
     "growth": (steps.growth, 3),
     "readout": (search.fits, 7),
