@@ -401,8 +401,8 @@ SEEDS = {
     "rotated_mnist_full": 1,
     "split_cifar10": 3,
     "split_cifar100_frozen": 5,
-    "split_cifar100_frozen_20": 3,
-    "split_cifar100_frozen_base50": 3,
+    "split_cifar100_frozen_20": 5,
+    "split_cifar100_frozen_base50": 5,
     "split_cifar100_frozen_natural": 5,
     "split_fmnist": 3,
     "split_mnist": 3,
@@ -413,12 +413,10 @@ def seeds_of(suite, row):
     """How many seeds the results of a row must have; 0: it has not been run."""
     if row.on_validation:
         return 3
-    if suite == "split_cifar100_frozen" and row.table != "main":
-        return 3
     if suite == "rotated_mnist_full":  # an hour each: those that the paper compares
         return 1 if row.config.method in ("co2l", "replay", "derpp") else 0
     if suite.startswith("split_cifar100_frozen_"):
-        return SEEDS[suite] if row.table == "main" and row.config.memory in (0, 500) else 0
+        return SEEDS[suite] if row.table == "main" else 0
     return SEEDS[suite]
 
 
