@@ -108,30 +108,36 @@ def known(results: Sequence[Result], figure: Figure) -> list[float]:
 # ---- cells and columns
 
 
+def cell_of(figure: Figure, words: Callable[[list[float]], str]) -> Cell:
+    """What is said of a figure's values over the seeds; a dash if one of them has none."""
+    return lambda results: words(values) if (values := known(results, figure)) else NONE
+
+
 def spread_of(figure: Figure, scale: float = 100.0, digits: int = 1) -> Cell:
     """Mean ± standard deviation."""
 
-    def cell(results: Sequence[Result]) -> str:
-        found = mean_std(known(results, figure))
-        if found is None:
-            return NONE
-        mean, std = (f"{scale * value:.{digits}f}" for value in found)
-        return f"{mean} ± {std}" if len(results) > 1 else mean
+    def words(values: list[float]) -> str:
+        mean, std = (f"{scale * value:.{digits}f}" for value in mean_std(values) or ())
+        return f"{mean} ± {std}" if len(values) > 1 else mean
 
-    return cell
+    return cell_of(figure, words)
+
+
+def extreme_of(pick: Callable[[list[float]], float], figure: Figure, digits: int = 1) -> Cell:
+    """The least, or the most."""
+    return cell_of(figure, lambda values: f"{pick(values):.{digits}f}")
 
 
 def interval_of(figure: Figure) -> Cell:
     """95 % interval of a mean that cannot leave [0, 1]."""
 
-    def cell(results: Sequence[Result]) -> str:
-        values = known(results, figure)
+    def words(values: list[float]) -> str:
         if len(values) < 2:
             return NONE
         low, high = mean_interval(values)
         return percent((max(low, 0.0), min(high, 1.0)))
 
-    return cell
+    return cell_of(figure, words)
 
 
 def memory(results: Sequence[Result]) -> str:
@@ -181,15 +187,10 @@ ACCURACY: Mapping[str, Column] = {
 }
 COST: Mapping[str, Column] = {
     "memory": MEMORY,
-    "seconds": Column(
-        spread_of(get("seconds_total"), 1.0),
-        "a whole run, evaluation and read-out included; runs may have shared a machine.",
-    ),
-    "of it training": Column(spread_of(get("seconds_training"), 1.0), "without evaluation."),
-    "training per experience": Column(spread_of(training_per_experience, 1.0, 2), "seconds, mean over experiences."),
-    "peak memory": Column(
-        spread_of(peak_memory, 1.0, 0), "MiB that torch had allocated on the GPU, highest of all experiences."
-    ),
+    "seconds": Column(extreme_of(min, get("seconds_total")), "a whole run, evaluation and read-out included."),
+    "of it training": Column(extreme_of(min, get("seconds_training")), "without evaluation."),
+    "training per experience": Column(extreme_of(min, training_per_experience, 2), "seconds, mean over experiences."),
+    "peak memory": Column(extreme_of(max, peak_memory, 0), "MiB that torch had allocated on the GPU, at most."),
 }
 
 

@@ -29,7 +29,6 @@ from avalanche_contrastive.bench.report.figures import (
     peak_memory,
 )
 from avalanche_contrastive.bench.report.matrices import accuracy_matrices, compatibility_matrices
-from avalanche_contrastive.bench.report.stats import mean_std
 from avalanche_contrastive.bench.report.tables import figure_titles
 from avalanche_contrastive.bench.results import Grouped, load_all, suite_of
 
@@ -262,29 +261,27 @@ def curve(axes: Any, label: str, look: Look, values: Any, *, focal: bool) -> Any
 def cost(grouped: Grouped) -> Any:
     """Bars: seconds of training and of the rest, and peak memory where it was measured on a GPU."""
     rows = shown_rows(grouped)
-    measured = [mean_std(known(grouped[row.name], peak_memory)) for row in rows]
+    measured = [max(known(grouped[row.name], peak_memory), default=0.0) for row in rows]
     panels = 2 if any(measured) else 1
     figure, grid = plt.subplots(
         1, panels, figsize=(4.6 * panels + 4, 0.3 * len(rows) + 1.2), sharey=True, squeeze=False, layout="constrained"
     )
     _seconds(grid[0, 0], rows, grouped)
     if any(measured):
-        bars(grid[0, 1], rows, [found[0] if found else 0.0 for found in measured], "peak memory (MiB)")
+        bars(grid[0, 1], rows, measured, "peak memory (MiB)")
     grid[0, 0].set_yticks(range(len(rows)), [words(titled(row, rows, grouped)) for row in rows])
     grid[0, 0].invert_yaxis()
     return figure
 
 
 def _seconds(axes: Any, rows: Sequence[Row], grouped: Grouped) -> None:
-    means = [
-        [mean_std(known(grouped[row.name], get(key))) for row in rows] for key in ("seconds_training", "seconds_total")
-    ]
-    training, total = ([found[0] if found else 0.0 for found in column] for column in means)
-    spread = [found[1] if found else 0.0 for found in means[1]]
-    bars(axes, rows, training, "seconds per run: training, the rest hatched")
+    training, total = (
+        [min(known(grouped[row.name], get(key)), default=0.0) for row in rows]
+        for key in ("seconds_training", "seconds_total")
+    )
+    bars(axes, rows, training, "seconds of the fastest seed: training, the rest hatched")
     rest = [max(0.0, whole - part) for whole, part in zip(total, training, strict=True)]
     axes.barh(range(len(rows)), rest, left=training, color="none", edgecolor=GREY, hatch="////", linewidth=0.5)
-    axes.errorbar(total, range(len(rows)), xerr=spread, fmt="none", color=TEXT, elinewidth=0.8, capsize=2)
 
 
 def bars(axes: Any, rows: Sequence[Row], values: Sequence[float], label: str) -> Any:

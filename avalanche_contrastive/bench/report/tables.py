@@ -25,6 +25,7 @@ from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
 SAME = "the same setting"
 ACCURACIES = "Accuracies and Recall@1 in percent, on {images} images."
+COSTS = "Each time is the shortest of the seeds': runs may have shared a machine, or have been stopped for a while."
 UNSEEN = (
     "Scores in percent and their differences in percentage points, on classes that no model was trained on. C[t, k] is "
     "the score of queries of the model after experience t in the gallery that the model after experience k has "
@@ -78,7 +79,7 @@ def _in_words(rows: Sequence[Row], grouped: Grouped, score: str) -> str:
 
 def cost_table(grouped: Grouped, *, define: bool = True) -> Table:
     """Time and memory of the main rows."""
-    return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, COST, define=define)
+    return figures_table(by_memory(rows_of(grouped, "main"), grouped), grouped, COST, define=define, about=COSTS)
 
 
 def ablation_table(grouped: Grouped, *, define: bool = True) -> Table:
@@ -156,7 +157,8 @@ def caption(rows: Sequence[Row], grouped: Grouped, about: str) -> str:
     seeds = sorted({int(result["seed"]) for result in results})
     orders = own_streams([grouped[row.name] for row in rows])
     images = " and ".join(sorted({result["evaluated_on"] for result in results}))
-    spread = f"Mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
+    number = f"{len(seeds)} seeds" if len(seeds) > 1 else "One seed"
+    spread = f"Mean ± standard deviation over {number}" if len(seeds) > 1 and about is not COSTS else number
     lines = [f"{spread} ({listed(seeds)}){orders}."]
     lines += [about.format(images=images)] if about else []
     partial = [f"{row.label} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
