@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 __all__ = [
     *("StoredSource", "attribute_parts", "fingerprint", "indices_of", "is_source", "iterator_parts", "located"),
-    *("new_attribute", "new_dataset", "new_iterator", "part_of", "smallest"),
+    *("new_attribute", "new_dataset", "new_iterator", "part_of", "places_of", "smallest"),
 ]
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -148,6 +148,13 @@ def part_of(at: Array, ends: Sequence[int]) -> tuple[Array, Array]:
     return number, at - edges[number]
 
 
+def places_of(which: Array) -> Iterator[tuple[int, Array]]:
+    """Each number in (N,), and where it stands; all of them in one sort."""
+    order = np.argsort(which, kind="stable")
+    numbers, starts = np.unique(which[order], return_index=True)
+    return zip(numbers.tolist(), np.split(order, starts[1:]), strict=False)  # of nothing, a split is one part
+
+
 def is_source(node: Any) -> bool:
     """Whether a node is more than a concatenation or subset of others, whose parts say it all."""
     groups = (getattr(node, name, None) for name in ("_transform_groups", "_frozen_transform_groups"))
@@ -166,8 +173,7 @@ def located(data: Any, fingerprint_of: Callable[[Any], str]) -> tuple[dict[str, 
             return np.full(len(positions), list(sizes).index(key), dtype=np.int64), positions
         parts, inside = part_of(indices_of(node)[positions], node._cumulative_sizes)
         which, position = np.zeros_like(inside), np.zeros_like(inside)
-        for number in np.unique(parts):
-            rows = parts == number
+        for number, rows in places_of(parts):
             which[rows], position[rows] = find(node._datasets[number], inside[rows])
         return which, position
 

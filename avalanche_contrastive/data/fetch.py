@@ -27,7 +27,7 @@ from avalanche.benchmarks.utils.transforms import TupleTransform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from avalanche_contrastive._datasets import part_of
+from avalanche_contrastive._datasets import part_of, places_of
 from avalanche_contrastive.data.memory import Batch, Indices, MemoryImages
 
 __all__ = ["Plan", "fetch_whole_batches", "joint_plan", "plan_of"]
@@ -90,9 +90,9 @@ class _Concatenated(ConcatDataset[Any]):
         if not len(at) or at.min() < 0 or at.max() >= len(self) or (np.diff(number) < 0).any():
             return [self[i] for i in indices]
         parts: list[Any] = []
-        for which in np.unique(number).tolist():
+        for which, places in places_of(number):
             dataset: Any = self.datasets[which]
-            rows = local[number == which].tolist()
+            rows = local[places].tolist()
             parts.append(dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[i] for i in rows])
         return [sample for part in parts for sample in part]
 
@@ -141,12 +141,12 @@ class Plan:
         return replace(self, attributes=self.attributes[:count], values=self.values[:count], listed=other.listed)
 
     def _taken(self, leaf: Indices, row: Indices) -> Tensor:
-        used = np.unique(leaf)
-        if len(used) == 1:
-            return self.leaves[int(used[0])].take(row)
-        order = np.argsort(leaf, kind="stable")
-        x = torch.cat([self.leaves[number].take(row[leaf == number]) for number in used])
-        return x.index_select(0, torch.from_numpy(np.argsort(order)).to(x.device))
+        groups = list(places_of(leaf))
+        x = torch.cat([self.leaves[number].take(row[places]) for number, places in groups])
+        if len(groups) == 1:
+            return x
+        order = np.argsort(np.concatenate([places for _, places in groups]))
+        return x.index_select(0, torch.from_numpy(order).to(x.device))
 
 
 def plan_of(dataset: Any) -> Plan | None:
@@ -213,12 +213,14 @@ class _Finder:
 
     def __init__(self, group: str):
         self.group = group
-        self.leaves: list[tuple[MemoryImages, bool]] = []  # and whether its samples come as lists
+        # Numbers of the images that were found; and whether their samples come as lists.
+        self.leaves: dict[tuple[MemoryImages, bool], int] = {}
 
     def find(self, node: Any, at: Indices, *, listed: bool) -> tuple[Indices, Indices, Indices]:
         """Leaf number, row in it and class of each position of a node."""
         if type(node) is MemoryImages:
-            return np.full(len(at), self._number(node, listed), dtype=np.int64), at, node.classes[at]
+            number = self.leaves.setdefault((node, listed), len(self.leaves))
+            return np.full(len(at), number, dtype=np.int64), at, node.classes[at]
         mappings: list[Indices] = []
         if type(node) is _FlatDataWithTransform:
             for groups in (node._frozen_transform_groups, node._transform_groups):
@@ -230,23 +232,15 @@ class _Finder:
             leaf, row, target = self.find(node._datasets[0], _subset(node, at), listed=listed)
         else:
             which, local = part_of(_subset(node, at), node._cumulative_sizes)
-            found = np.empty((3, len(at)), dtype=np.int64)
-            for child in np.unique(which).tolist():
-                places = np.flatnonzero(which == child)
-                found[:, places] = self.find(node._datasets[child], local[places], listed=listed)
-            leaf, row, target = found
+            leaf, row, target = np.empty((3, len(at)), dtype=np.int64)
+            for child, places in places_of(which):
+                found = self.find(node._datasets[child], local[places], listed=listed)
+                leaf[places], row[places], target[places] = found
         for mapped in mappings:
             if len(target) and not 0 <= target.min() <= target.max() < len(mapped):
                 raise _UnknownError
             target = mapped[target]
         return leaf, row, target
-
-    def _number(self, images: MemoryImages, listed: bool) -> int:
-        for number, (leaf, kind) in enumerate(self.leaves):
-            if leaf is images and kind == listed:
-                return number
-        self.leaves.append((images, listed))
-        return len(self.leaves) - 1
 
 
 def _class_mapping(groups: Any, group: str) -> tuple[bool, list[Indices]]:
@@ -288,6 +282,8 @@ def _subset(node: Any, at: Indices) -> Indices:
         indices = indices._eager_list
     if not isinstance(indices, (list, np.ndarray)):
         raise _UnknownError
+    if isinstance(indices, list) and 4 * len(at) < len(indices):  # a few of many, without a copy of all
+        return np.asarray([indices[i] for i in at.tolist()], dtype=np.int64)
     chosen: Indices = np.asarray(indices, dtype=np.int64)[at]
     return chosen
 
@@ -303,14 +299,14 @@ def _integers(data: Any) -> Indices | None:
 def _attribute_values(node: Any, at: Indices) -> Indices:
     if isinstance(node, ConstantSequence) and type(node._constant_value) is int:
         return np.full(len(at), node._constant_value, dtype=np.int64)
-    if isinstance(node, list) and set(map(type, node)) <= {int}:
-        chosen: Indices = np.asarray(node, dtype=np.int64)[at]
-        return chosen
+    if isinstance(node, list):
+        chosen = [node[i] for i in at.tolist()]
+        if set(map(type, chosen)) <= {int}:
+            return np.asarray(chosen, dtype=np.int64)
     if type(node) is not FlatData:
         raise _UnknownError
     number, local = part_of(_subset(node, at), node._cumulative_sizes)
     values = np.empty(len(at), dtype=np.int64)
-    for which in np.unique(number).tolist():
-        places = np.flatnonzero(number == which)
+    for which, places in places_of(number):
         values[places] = _attribute_values(node._datasets[which], local[places])
     return values
