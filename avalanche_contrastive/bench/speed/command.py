@@ -24,7 +24,7 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "losses": (losses.comparisons, 21),
     "steps": (steps.tiny_steps, 61),
     "resnet": (steps.wide_steps, 11),
-    "growth": (steps.growth, 3),
+    "growth": (steps.growth, 9),
     "readout": (search.fits, 7),
     "fetch": (images.fetching, 5),
     "augmentation": (images.augmentations, 9),
