@@ -227,8 +227,10 @@ def test_a_kill_in_the_midst_of_writing_leaves_the_old_file_or_the_new_one(tmp_p
             write_json(Path({str(path)!r}), {{"count": count, "matrix": [[count] * 50] * 200}})
             count += 1
     """
-    draw, parts = random.Random(2), 0
-    for _ in range(20):
+    draw, parts, kills = random.Random(2), 0, 0
+    while kills < 20 or not parts:  # a file is being written for a part of the time only
+        assert kills < 100, "no kill came in the midst of writing"
+        kills += 1
         before = path.stat().st_mtime_ns if path.exists() else 0
         process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT)
         wait_for(lambda before=before: path.exists() and path.stat().st_mtime_ns > before)
@@ -239,7 +241,6 @@ def test_a_kill_in_the_midst_of_writing_leaves_the_old_file_or_the_new_one(tmp_p
         assert content["matrix"] == [[content["count"]] * 50] * 200
         assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == [path.name]
         parts = len(list(tmp_path.glob(".*.part")))
-    assert parts > 0, "no kill came in the midst of writing"
 
 
 def test_what_killed_processes_left_is_removed_later_and_what_is_being_written_is_not(tmp_path):
