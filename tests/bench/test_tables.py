@@ -119,7 +119,7 @@ def test_the_cost_table_has_time_and_the_memory_of_a_gpu(everything, tmp_path):
         "training per experience": "1.00",
     }
     assert "± " not in str(table)
-    assert "seeds (0, 1, 2), each with its own class order. Each time is the shortest" in table.caption
+    assert "seeds (0, 1, 2), each with its own class order. Each time is that of the fastest" in table.caption
     kind = "memory that torch had allocated on the GPU"
     saved(tmp_path, made("a", 0, peak_memory_of=kind))
     table = tables.cost_table(results.load_all(tmp_path)["mine"])

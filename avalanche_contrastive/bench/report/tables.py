@@ -25,7 +25,7 @@ from avalanche_contrastive.bench.results import Grouped, Result, rows_of
 
 SAME = "the same setting"
 ACCURACIES = "Accuracies and Recall@1 in percent, on {images} images."
-COSTS = "Each time is the shortest of the seeds': runs may have shared a machine, or have been stopped for a while."
+COSTS = "Each time is that of the fastest seed: runs may have shared a machine, or have been stopped for a while."
 UNSEEN = (
     "Scores in percent and their differences in percentage points, on classes that no model was trained on. C[t, k] is "
     "the score of queries of the model after experience t in the gallery that the model after experience k has "
