@@ -5,7 +5,7 @@ formula.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -100,9 +100,7 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
         ctx.mark_non_differentiable(*losses)
         ctx.set_materialize_grads(False)
         if ctx.needs_input_grad[0]:
-            slope, *more = slopes
-            for other in more:
-                slope.add_(other)
+            slope = reduce(Tensor.add_, slopes)
             square = slope[:, :n]
             square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
             ctx.save_for_backward(z, others, slope @ columns)

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from avalanche_contrastive.bench.config import Row
 from avalanche_contrastive.bench.files import Grouped, Result
@@ -55,9 +56,15 @@ class Column:
 # ---- figures of a result, None where it has none
 
 
-def get(key: str) -> Figure:
-    """The figure stored under that key."""
-    return lambda result: result.get(key)
+def get(*keys: str) -> Figure:
+    """The figure stored under these keys, each inside the one before."""
+
+    def figure(found: Any) -> Any:
+        for key in keys:
+            found = (found or {}).get(key)
+        return found
+
+    return figure
 
 
 def recall(result: Result) -> float | None:
@@ -199,10 +206,7 @@ def compatibility(score: str) -> Mapping[str, Column]:
 
     C[t, k] is the score of queries of the model after experience t in the gallery stored after experience k.
     """
-
-    def of(name: str) -> Figure:
-        return lambda result: (result.get("compatibility") or {}).get(score, {}).get(name)
-
+    of = partial(get, "compatibility", score)
     return {
         "memory": MEMORY,
         "self-test": _share(of("self_test"), "C[T, T], the last model's queries in a gallery that it has embedded."),
@@ -240,7 +244,7 @@ PUBLISHED: Mapping[str, Figure] = {
     "final accuracy": get("final_accuracy"),
     "final accuracy, task known": get("final_task_accuracy"),
     "average accuracy": get("average_accuracy"),
-    "final accuracy, the last rotation": lambda result: (result.get("evaluations") or {}).get("the last rotation"),
+    "final accuracy, the last rotation": get("evaluations", "the last rotation"),
     "Recall@1 within experiences": recall_within,
 }
 
@@ -254,14 +258,11 @@ def further(rows: Sequence[Row], grouped: Grouped) -> dict[str, Column]:
     ways = dict.fromkeys(way for result in results for way in result.get("evaluations") or {})
     metrics = dict.fromkeys(name for result in results for name in result.get("metrics") or {})
 
-    def accuracy(way: str) -> Figure:
-        return lambda result: (result.get("evaluations") or {}).get(way)
-
     def last(name: str) -> Figure:
         return lambda result: (result.get("metrics") or {}).get(name, {"all": [None]})["all"][-1]
 
-    columns = {f"final accuracy, {way}": _share(accuracy(way), "under this way of evaluation.") for way in ways}
-    return columns | {name: Column(spread_of(last(name), 1.0, 3), "a metric of one's own.") for name in metrics}
+    found = {f"final accuracy, {way}": _share(get("evaluations", way), "under this way of evaluation.") for way in ways}
+    return found | {name: Column(spread_of(last(name), 1.0, 3), "a metric of one's own.") for name in metrics}
 
 
 def is_ours(row: Row) -> bool:

@@ -158,7 +158,7 @@ def caption(rows: Sequence[Row], grouped: Grouped, about: str) -> str:
     orders = own_streams([grouped[row.name] for row in rows])
     images = " and ".join(sorted({result["evaluated_on"] for result in results}))
     number = f"{len(seeds)} seeds" if len(seeds) > 1 else "One seed"
-    spread = f"Mean ± standard deviation over {number}" if len(seeds) > 1 and about is not COSTS else number
+    spread = f"Mean ± standard deviation over {number}" if len(seeds) > 1 and about != COSTS else number
     lines = [f"{spread} ({listed(seeds)}){orders}."]
     lines += [about.format(images=images)] if about else []
     partial = [f"{row.label} ({len(grouped[row.name])})" for row in rows if len(grouped[row.name]) < len(seeds)]
