@@ -103,13 +103,11 @@ class CSDPlugin(MethodPlugin):
     def _heard(self, model: torch.nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
         """What a call of the model gives, and the features that it makes on the way."""
         places = self.table("places", lambda: self.capture.places_in(model), id(model))
-        self.capture.attach(model, places, called_once=is_plain(call))
-        try:
+        if is_plain(call):
+            return self.capture.of_call(model, places, call)
+        with self.capture.listening(model, places):
             output = call()
-            return output, self.capture.take(output)
-        except BaseException:
-            self.capture.detach()
-            raise
+        return output, self.capture.take(output)
 
     def objective(self, strategy: Any) -> Tensor:
         """Plasticity, plus stability once there is a teacher."""

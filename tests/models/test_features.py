@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from avalanche.models import (
     IncrementalClassifier,
     MTSimpleMLP,
@@ -158,14 +159,57 @@ def test_features_are_of_the_layer_that_made_the_logits(give, logits, grad):
     assert torch.equal(capture.take(logits(result)), net.body(x).relu())
 
 
-@pytest.mark.parametrize("name", ["one of two", "a view of it", "changed in place", "scaled"])
-def test_a_model_that_is_called_once_needs_no_hook_of_its_own(name):
-    net, x, capture = TwoHeads(RETURNED[name][0]), torch.randn(5, 4), FeatureCapture()
-    capture.attach(net, called_once=True)
-    assert not net._forward_hooks
-    result = net(x)
-    assert torch.equal(capture.take(result), net.body(x).relu())
+class EitherWay(nn.Module):
+    """Two heads, of which the caller chooses one; with batch statistics before them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=None)  # counts the batches
+        self.one, self.other, self.way = nn.Linear(6, 3), nn.Linear(6, 3), "one"
+
+    def forward(self, x):
+        first = self.norm(self.body(x))
+        return self.one(first) if self.way == "one" else self.other(first.relu())
+
+
+def test_the_layer_that_made_the_output_is_the_only_one_listened_to_afterwards():
+    net, x, capture, seen = EitherWay(), torch.randn(5, 4), FeatureCapture(), []
+    places = capture.places_in(net)
+
+    def call():
+        seen.append([name for name, layer in net.named_modules() if layer._forward_hooks])
+        return net(x)
+
+    first, second = (capture.of_call(net, places, call) for _ in range(2))
+    assert seen == [["", "body", "one", "other"], ["one"]]  # the model itself, too, the first time
+    for output, features in (first, second):
+        assert torch.equal(features, F.batch_norm(net.body(x), None, None, training=True))
+        assert torch.equal(output, net.one(features))
     assert not any(layer._forward_hooks for layer in net.modules())
+
+
+def test_a_model_that_goes_another_way_is_listened_to_anew():
+    net, x, capture = EitherWay(), torch.randn(5, 4), FeatureCapture()
+    places = capture.places_in(net)
+    for calls, way in enumerate(["one", "other", "other", "one"], start=1):
+        net.way = way
+        output, features = capture.of_call(net, places, lambda: net(x))
+        normalised = F.batch_norm(net.body(x), None, None, training=True)
+        assert torch.equal(features, normalised if way == "one" else normalised.relu())
+        assert torch.equal(output, getattr(net, way)(features))
+        assert net.norm.num_batches_tracked == calls  # once for each batch, however often it went through
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
+def test_a_failing_call_leaves_no_hook():
+    net, capture = EitherWay(), FeatureCapture()
+    places = capture.places_in(net)
+    for _ in range(2):
+        capture.of_call(net, places, lambda: net(torch.randn(5, 4)))
+        with pytest.raises(RuntimeError):
+            capture.of_call(net, places, lambda: net(torch.randn(5, 3)))
+        assert not any(layer._forward_hooks for layer in net.modules())
+        places.maker = None
 
 
 OPEN = {
@@ -214,11 +258,6 @@ MIXED = {
 @pytest.mark.parametrize(("net", "message"), MIXED.values(), ids=MIXED.keys())
 def test_logits_that_no_single_layer_made_are_refused(net, message):
     capture, x = FeatureCapture(), torch.randn(64, 4)  # so many that no head ranks all alike by chance
-    for once in (True, False):
-        capture.attach(net, called_once=once)
-        logits = net(x)
-        with pytest.raises(ValueError, match=message + ".*Name the layer"):
-            capture.take(logits)
     for grad in (True, False):
         with torch.set_grad_enabled(grad), capture.listening(net):
             logits = net(x)
@@ -282,7 +321,7 @@ def test_hidden_layers_of_sequences_are_not_held():
     capture = FeatureCapture()
     with capture.listening(net):
         logits = net(torch.randn(5, 2, 4))
-    assert [call.layer for call in capture._record.passes[0].calls] == ["3"]
+    assert [call.layer for call in capture._record.passes[0].calls] == [net[3]]
     assert capture.take(logits).shape == (5, 12)
 
 
