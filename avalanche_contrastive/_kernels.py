@@ -93,7 +93,7 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
             loss = logits.amax(dim=1) - share.amax(dim=1).log() - torch.linalg.vecdot(term.target, logits)
             losses.append(loss.mean() if term.weight is None else torch.dot(loss, term.weight))
             scale = 1 / (n * term.temperature) if term.weight is None else (term.weight / term.temperature)[:, None]
-            slopes.append(share.sub_(term.target).mul_(scale * term.factor))
+            slopes.append(share.sub_(term.target).mul_(scale if term.factor == 1 else scale * term.factor))
         total = losses[0] * terms[0].factor
         for term, loss in zip(terms[1:], losses[1:], strict=True):
             total = total.add(loss, alpha=term.factor)
@@ -101,7 +101,7 @@ class _CrossEntropyOfOthers(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ctx.needs_input_grad[0]:
             slope = reduce(Tensor.add_, slopes)
-            square = slope[:, :n]
+            square = slope if others is None else slope[:, :n]
             square.add_(square.T.clone(memory_format=torch.contiguous_format))  # z is both their rows and columns
             ctx.save_for_backward(z, others, slope @ columns)
             ctx.terms = terms
@@ -226,14 +226,19 @@ def _segment_log_softmax(x: Tensor, segment: Tensor, count: int) -> Tensor:
 # ---- precision
 
 
+_has_autocast = lru_cache(torch.amp.is_autocast_available)
+_AS_IT_IS = nullcontext()
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """No autocast, on the device of ``x``."""
     kind = x.device.type
-    # A graph that is compiled under no autocast may be differentiated under one: it has to hold the switch.
-    needed = torch.amp.is_autocast_available(kind) and (
-        torch.compiler.is_compiling() or torch.is_autocast_enabled(kind)
-    )
-    return torch.autocast(kind, enabled=False) if needed else nullcontext()
+    if torch.compiler.is_compiling():
+        # A graph that is compiled under no autocast may be differentiated under one: it has to hold the switch.
+        needed = torch.amp.is_autocast_available(kind)
+    else:
+        needed = _has_autocast(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if needed else _AS_IT_IS
 
 
 def float32(x: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ class ContrastiveModel(nn.Module):
             )
         # An encoder may compute in half precision by itself.
         first_layer: Any = next(iter(self.projector))
-        return features.to(first_layer.weight.dtype), views
+        dtype = first_layer.weight.dtype
+        return features if features.dtype == dtype else features.to(dtype), views
 
     def project(self, x: Any) -> Tensor:
         """Projections, (B, P) or with views (B, V, P); of unit length unless ``normalize=False``."""
