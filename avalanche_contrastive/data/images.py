@@ -141,11 +141,15 @@ def blur(x: Tensor, sigma: Tensor, on: Tensor, taps: int) -> Tensor:
     """Blur each image with a Gaussian kernel, the border reflected, where ``on`` (B,) is True.
 
     Args:
-        x: (B, C, H, W), wider and higher than half the kernel.
+        x: (B, C, H, W), wider and higher than half the kernel. Overwritten on a processor, where nobody waits for a
+            value and the other images are left alone; elsewhere they get a kernel of a single pixel.
         sigma: in pixels, > 0.
         on: whether at all.
         taps: width of the kernel, odd.
     """
+    if x.device.type == "cpu" and not all(on.tolist()):
+        rows = torch.tensor([row for row, is_on in enumerate(on.tolist()) if is_on], dtype=torch.long)
+        return x.index_copy_(0, rows, blur(x[rows], sigma[rows], on[rows], taps))
     offset = torch.arange(taps, device=x.device) - taps // 2
     weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
     weight = torch.where(on[:, None], weight / weight.sum(dim=1, keepdim=True), (offset == 0).to(weight.dtype))
