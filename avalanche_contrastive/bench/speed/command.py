@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "steps": (steps.tiny_steps, 61),
     "resnet": (steps.wide_steps, 11),
     "growth": (steps.growth, 9),
+    "large-growth": (partial(steps.growth, 40, 12, classes=1000, new=100, images=2000, memory=20_000), 3),
     "readout": (search.fits, 7),
     "fetch": (images.fetching, 5),
     "augmentation": (images.augmentations, 9),

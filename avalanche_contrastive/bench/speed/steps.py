@@ -235,24 +235,26 @@ def wide_steps() -> list[Comparison]:
     return _compared("SS-IL", "SlimResNet18, 128 + 32 of 3 x 32 x 32", encoder, **large)[:1]
 
 
-def growth(experiences: int = 100, first: int = 10) -> list[Comparison]:
-    """An experience after many that went before, beside one after a few; 20 classes that come back, 100 exemplars."""
+def growth(
+    last: int = 100, first: int = 10, *, classes: int = 20, new: int = 2, images: int = 64, memory: int = 100
+) -> list[Comparison]:
+    """An experience of some classes, which come back in turn, after many that went before, beside one after a few."""
     draws = torch.Generator().manual_seed(0)
-    x, y = torch.rand(64, 1, 8, 8, generator=draws), torch.arange(64) % 2
+    x, y = torch.rand(images, 1, 8, 8, generator=draws), torch.arange(images) % new
     fetch_whole_batches()
 
     def experience(number: int) -> Any:
-        data = MemoryImages(x, (y + 2 * number) % 20)
+        data = MemoryImages(x, (y + new * number) % classes)
         return nc_benchmark(data, data, 1, task_labels=False, shuffle=False, train_transform=None).train_stream[0]
 
-    def seconds_at(last: int, make: Callable[[], nn.Module], plugin: Callable[[], Any]) -> Timed:
+    def seconds_at(number: int, make: Callable[[], nn.Module], plugin: Callable[[], Any]) -> Timed:
         def timed() -> float:
             strategy, seconds = _strategy(make(), 32, [plugin()]), []
-            for number in range(last + 3):
+            for at in range(number + 3):
                 start = time.process_time()
-                strategy.train(experience(number))
+                strategy.train(experience(at))
                 seconds.append(time.process_time() - start)
-            return statistics.median(seconds[last - 3 :])
+            return statistics.median(seconds[number - 3 :])
 
         return timed
 
@@ -261,11 +263,11 @@ def growth(experiences: int = 100, first: int = 10) -> list[Comparison]:
 
     return [
         Comparison(
-            f"the {experiences}th experience of {method}, 20 returning classes",
+            f"the {last}th experience of {method}, {classes:,} returning classes, memory {memory:,}",
             f"its {first}th",
-            seconds_at(experiences, *parts),
+            seconds_at(last, *parts),
             seconds_at(first, *parts),
             1.2,
         )
-        for method, parts in _methods(encoder, 32, 20, 100, 16, 16).items()
+        for method, parts in _methods(encoder, 32, classes, memory, 16, 16).items()
     ]
