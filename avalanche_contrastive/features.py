@@ -72,8 +72,9 @@ class FeatureCapture:
             output = call()
         finally:
             hook.remove()
-        if record.calls and record.calls[-1].output is output:
-            return output, record.calls[-1].taken.flatten(1)
+        made = [noted for noted in record.calls if noted.output is output]
+        if len(made) == 1:
+            return output, made[0].taken.flatten(1)
         places.maker = None
         with still_statistics(model):
             return self.of_call(model, places, call)

@@ -201,6 +201,21 @@ def test_a_model_that_goes_another_way_is_listened_to_anew():
     assert not any(layer._forward_hooks for layer in net.modules())
 
 
+def test_a_head_that_is_asked_twice_is_no_other_way():
+    class Pair(EitherWay):
+        def forward(self, x):
+            output = super().forward(x)
+            self.one(self.norm(self.body(-x)))
+            return output
+
+    net, x, capture = Pair(), torch.randn(5, 4), FeatureCapture()
+    places = capture.places_in(net)
+    for calls in (1, 2, 3):
+        output, features = capture.of_call(net, places, lambda: net(x))
+        assert torch.equal(output, net.one(features))
+        assert net.norm.num_batches_tracked == 2 * calls
+
+
 def test_a_failing_call_leaves_no_hook():
     net, capture = EitherWay(), FeatureCapture()
     places = capture.places_in(net)
