@@ -7,6 +7,7 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
 from avalanche_contrastive._datasets import indices_of, part_of
 
@@ -36,7 +37,8 @@ def compacted(datasets: Sequence[AvalancheDataset[Any]]) -> Any:
         parts = [data._data_attributes[name] for data in filled]
         attributes.append(DataAttribute(_column(parts), name, use_in_getitem=parts[0].use_in_getitem))
     leaves, rows = _in_use([data._flat_data for data in filled])
-    flat: Any = _FlatDataWithTransform(leaves, indices=rows)
+    none = {"transform_groups": EmptyTransformGroups(), "frozen_transform_groups": EmptyTransformGroups()}
+    flat = _as_flat(_FlatDataWithTransform(leaves, indices=rows, **none))
     whole = type(first)([flat], data_attributes=attributes, collate_fn=first.collate_fn)
     return whole.with_transforms(first._flat_data._transform_groups.current_group)
 
@@ -46,7 +48,13 @@ def _column(parts: Sequence[DataAttribute[Any]]) -> Any:
     constants = [values._constant_value for values in data if isinstance(values, ConstantSequence)]
     if len(constants) == len(data) and all(value == constants[0] for value in constants):
         return ConstantSequence(constants[0], sum(map(len, data)))
-    return FlatData(*_in_use(data))
+    return _as_flat(FlatData(*_in_use(data), can_flatten=False))
+
+
+def _as_flat(data: Any) -> Any:
+    """Data made of `_in_use`, which Avalanche has not flattened: it is flat, and to look takes longer than the rest."""
+    data._can_flatten = True
+    return data
 
 
 def _in_use(nodes: Sequence[Any]) -> tuple[list[Any], list[int]]:

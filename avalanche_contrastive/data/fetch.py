@@ -32,7 +32,6 @@ from avalanche_contrastive.data.memory import Batch, Indices, MemoryImages
 
 __all__ = ["Plan", "fetch_whole_batches", "joint_plan", "plan_of"]
 
-NO_ROWS: Indices = np.zeros(0, dtype=np.int64)
 
 _loader_of_avalanche = MultiDatasetDataLoader._get_loader
 
@@ -171,7 +170,7 @@ def joint_plan(plans: Sequence[Plan | None]) -> Plan | None:
         return plans[0]
     known = [plan for plan in plans if plan is not None]
     leaves = list(dict.fromkeys(images for plan in known for images in plan.leaves))
-    forms = {(x.shape[1:], x.dtype, x.device) for x in (images.take(NO_ROWS) for images in leaves)}
+    forms = {images.form for images in leaves}
     kinds = {(len(plan.values), plan.listed) for plan in known}
     joined = [[part for part in parts if part is not None] for parts in zip(*(p.values for p in known), strict=False)]
     if len(known) < len(plans) or len(forms) > 1 or len(kinds) > 1 or any(len(parts) < len(known) for parts in joined):
@@ -201,7 +200,7 @@ def _make_plan(tree: Any, attributes: list[DataAttribute[Any]]) -> Plan | None:
         return None
     values = [_integers(attribute.data) for attribute in attributes]
     leaves = [images for images, _ in finder.leaves]
-    return Plan(attributes, values, leaves, leaf, row, target, listed=kinds.pop())
+    return Plan(attributes, values, leaves, np.broadcast_to(leaf, len(row)), row, target, listed=kinds.pop())
 
 
 class _Finder:
@@ -216,30 +215,36 @@ class _Finder:
         # Numbers of the images that were found; and whether their samples come as lists.
         self.leaves: dict[tuple[MemoryImages, bool], int] = {}
 
-    def find(self, node: Any, at: Indices, *, listed: bool) -> tuple[Indices, Indices, Indices]:
-        """Leaf number, row in it and class of each position of a node."""
-        if type(node) is MemoryImages:
-            number = self.leaves.setdefault((node, listed), len(self.leaves))
-            return np.full(len(at), number, dtype=np.int64), at, node.classes[at]
-        mappings: list[Indices] = []
-        if type(node) is _FlatDataWithTransform:
-            for groups in (node._frozen_transform_groups, node._transform_groups):
-                changed, mapping = _class_mapping(groups, self.group)
-                listed, mappings = listed or changed, mappings + mapping
-        elif type(node) is not FlatData or any(type(child) is not MemoryImages for child in node._datasets):
-            raise _UnknownError
-        if len(node._datasets) == 1:
-            leaf, row, target = self.find(node._datasets[0], _subset(node, at), listed=listed)
-        else:
-            which, local = part_of(_subset(node, at), node._cumulative_sizes)
-            leaf, row, target = np.empty((3, len(at)), dtype=np.int64)
-            for child, places in places_of(which):
-                found = self.find(node._datasets[child], local[places], listed=listed)
-                leaf[places], row[places], target[places] = found
-        for mapped in mappings:
-            if len(target) and not 0 <= target.min() <= target.max() < len(mapped):
+    def find(self, node: Any, at: Indices, *, listed: bool) -> tuple[Indices | int, Indices, Indices]:
+        """Leaf number (or the one of all), row in it and class of each position of a node."""
+        mappings: list[Indices] = []  # the innermost first
+        while type(node) is not MemoryImages:
+            if type(node) is _FlatDataWithTransform:
+                for groups in (node._transform_groups, node._frozen_transform_groups):
+                    changed, mapping = _class_mapping(groups, self.group)
+                    listed, mappings = listed or changed, mapping + mappings
+            elif type(node) is not FlatData or any(type(child) is not MemoryImages for child in node._datasets):
                 raise _UnknownError
-            target = mapped[target]
+            at = _subset(node, at)
+            if len(node._datasets) != 1:
+                break
+            node = node._datasets[0]
+        leaf, row, target = self._found(node, at, listed)
+        try:
+            for mapped in mappings:
+                target = mapped[target]
+        except IndexError:
+            raise _UnknownError from None
+        return leaf, row, target
+
+    def _found(self, node: Any, at: Indices, listed: bool) -> tuple[Indices | int, Indices, Indices]:
+        """The same of a leaf, or of the parts that a node is put together from."""
+        if type(node) is MemoryImages:
+            return self.leaves.setdefault((node, listed), len(self.leaves)), at, node.classes[at]
+        which, local = part_of(at, node._cumulative_sizes)
+        leaf, row, target = np.empty((3, len(at)), dtype=np.int64)
+        for child, places in places_of(which):
+            leaf[places], row[places], target[places] = self.find(node._datasets[child], local[places], listed=listed)
         return leaf, row, target
 
 

@@ -75,6 +75,8 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
         if normalise is not None:
             mean, std = (torch.tensor(values, device=x.device).reshape(1, -1, 1, 1) for values in normalise)
             self.normalise = mean, std
+        none = self._finish(x[:0])
+        self.form = none.shape[1:], none.dtype, none.device  # of an image that is taken
 
     def __len__(self) -> int:
         return len(self.x)
