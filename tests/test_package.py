@@ -20,7 +20,7 @@ ROOT = Path(avalanche_contrastive.__file__).parent
 FLOORS = [
     {"registry", "_version", "_launch", "_files", "_archive", "_outside", "_loaders", "_rows"},
     {"_checks", "_kernels", "_datasets", "_random", "_torch", "losses"},
-    {"data", "models", "readout", "features", "teacher", "tasks"},
+    {"data", "models", "readout", "_passes", "features", "teacher", "tasks"},
     {"plugins", "metrics"},
     {"strategies", "checkpoint", "parallel", "plots", "__init__"},
     {"bench"},
