@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,8 @@ def _found(groups: Sequence[str], rounds: int | None) -> dict[str, Any]:
                 missing.append(name)
                 continue
             for comparison in comparisons:
-                row = measure(comparison, rounds or usual)
+                with warnings.catch_warnings(record=True):  # of what Avalanche deprecates, at each call
+                    row = measure(comparison, rounds or usual)
                 rows.append({"group": name, **row})
                 print(f"{row['work']} / {row['competitor']}: {_ratio(row)}", file=sys.stderr)
         device = describe_device()

@@ -9,6 +9,7 @@ from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
 from avalanche_contrastive.bench.speed.measure import Comparison, seconds_of
 from avalanche_contrastive.data import MemoryImages, PadCropAugmentation, SimCLRAugmentation, fetch_whole_batches
@@ -30,21 +31,24 @@ def augmentations() -> list[Comparison]:
             kornia.RandomGrayscale(p=0.2),
         ]
         if side > 32:
-            taps = side // 20 * 2 + 1
-            simclr.append(kornia.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=0.5))
+            simclr.append(kornia.RandomGaussianBlur((side // 20 * 2 + 1,) * 2, (0.1, 2.0), p=0.5))
         pad_crop = [kornia.RandomCrop((side, side), padding=4, cropping_mode="resample"), simclr[1]]
-        size = f"{count} x 3 x {side} x {side}"
-        for name, ours, theirs, target in (
-            ("SimCLR's views", SimCLRAugmentation(), simclr, 0.33),
-            ("padded crop", PadCropAugmentation(), pad_crop, 1.0),
+        for name, ours, whose, theirs, target in (
+            ("SimCLR's views", SimCLRAugmentation(), "kornia", torch.nn.Sequential(*simclr), 0.33),
+            ("SimCLR's views", SimCLRAugmentation(), "torchvision, image by image", _torchvisions(side), 0.33),
+            ("padded crop", PadCropAugmentation(), "kornia", torch.nn.Sequential(*pad_crop), 1.0),
         ):
-            layers = torch.nn.Sequential(*theirs)
-            found.append(
-                Comparison(
-                    f"{name}, {size}", "kornia", seconds_of(partial(ours, x)), seconds_of(partial(layers, x)), target
-                )
-            )
+            timed = seconds_of(partial(ours, x)), seconds_of(partial(theirs, x))
+            found.append(Comparison(f"{name}, {count} x 3 x {side} x {side}", whose, *timed, target))
     return found
+
+
+def _torchvisions(side: int) -> Callable[[Tensor], Tensor]:
+    """SimCLR's set of torchvision's v2, which draws once for what it is given, for each image on its own."""
+    jitter, blur = v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.GaussianBlur(side // 20 * 2 + 1)
+    steps = [v2.RandomResizedCrop(side, (0.2, 1.0)), v2.RandomHorizontalFlip(), v2.RandomApply([jitter], 0.8)]
+    one = v2.Compose([*steps, v2.RandomGrayscale(0.2), *([v2.RandomApply([blur])] if side > 32 else [])])
+    return lambda x: torch.stack([one(image) for image in x])
 
 
 class _SampleBySample(TensorDataset):
@@ -65,14 +69,9 @@ def fetching(count: int = 10_000) -> list[Comparison]:
     y = torch.arange(count) % 10
     fetch_whole_batches()
 
-    def epoch(images: object) -> Callable[[], None]:
+    def epoch(images: object) -> Callable[[], object]:
         data = nc_benchmark(images, images, 2, task_labels=False, seed=0).train_stream[0].dataset
-
-        def run() -> None:
-            for _ in TaskBalancedDataLoader(data, batch_size=128, shuffle=True):
-                pass
-
-        return run
+        return lambda: [None for _ in TaskBalancedDataLoader(data, batch_size=128, shuffle=True)]
 
     return [
         Comparison(

@@ -13,6 +13,7 @@ from avalanche.benchmarks import nc_benchmark
 from avalanche.core import SupervisedPlugin
 from avalanche.models import SlimResNet18
 from avalanche.training import Naive
+from avalanche.training.plugins import ReplayPlugin
 from torch import Tensor, nn
 
 from avalanche_contrastive.bench.speed.losses import lean_co2l, lean_contrast, view_taskwise
@@ -58,8 +59,8 @@ class _WrittenOut(Naive):
 
 def _stream(shape: tuple[int, ...], images: int) -> Any:
     fetch_whole_batches()
-    draws = torch.Generator().manual_seed(0)
-    data = MemoryImages(torch.rand(images, *shape, generator=draws), torch.arange(images) % CLASSES)
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    data = MemoryImages(x, torch.arange(images) % CLASSES)
     return nc_benchmark(data, data, 2, task_labels=False, shuffle=False).train_stream
 
 
@@ -239,8 +240,7 @@ def growth(
     last: int = 100, first: int = 10, *, classes: int = 20, new: int = 2, images: int = 64, memory: int = 100
 ) -> list[Comparison]:
     """An experience of some classes, which come back in turn, after many that went before, beside one after a few."""
-    draws = torch.Generator().manual_seed(0)
-    x, y = torch.rand(images, 1, 8, 8, generator=draws), torch.arange(images) % new
+    x, y = torch.rand(images, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(images) % new
     fetch_whole_batches()
 
     def experience(number: int) -> Any:
@@ -261,13 +261,11 @@ def growth(
     def encoder() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
 
+    methods, work = _methods(encoder, 32, classes, memory, 16, 16), f"{classes:,} returning classes, memory {memory:,}"
+    beside = [(method, f"its {first}th", seconds_at(first, *parts), 1.2) for method, parts in methods.items()]
+    replay = seconds_at(last, methods["CSD"][0], lambda: ReplayPlugin(memory, batch_size_mem=16))
+    beside.append(("SS-IL", f"the {last}th of Avalanche's Replay", replay, 1.0))
     return [
-        Comparison(
-            f"the {last}th experience of {method}, {classes:,} returning classes, memory {memory:,}",
-            f"its {first}th",
-            seconds_at(last, *parts),
-            seconds_at(first, *parts),
-            1.2,
-        )
-        for method, parts in _methods(encoder, 32, classes, memory, 16, 16).items()
+        Comparison(f"the {last}th experience of {method}, {work}", what, seconds_at(last, *methods[method]), ref, most)
+        for method, what, ref, most in beside
     ]
