@@ -14,7 +14,7 @@ from avalanche_contrastive._torch import tensors_in
 from avalanche_contrastive.models import SimplexClassifier
 from avalanche_contrastive.readout import ReadOut
 
-__all__ = ["NAME_IT", "Call", "Pass", "Places", "Record", "classifiers_of", "in_order", "layer_of", "makers"]
+__all__ = ["NAME_IT", "Places", "Record", "classifiers_of", "in_order", "layer_of", "maker_of", "makers"]
 
 _HEADS = (
     IncrementalClassifier,
@@ -138,6 +138,12 @@ def classifiers_of(model: nn.Module) -> dict[str, nn.Module]:
             "features from. Name the layer that gives the features instead."
         )
     return found
+
+
+def maker_of(calls: list[Call], output: Any) -> Call | None:
+    """The one call whose output is the model's, as it is; None where there is none, or more."""
+    made = [call for call in calls if call.output is output]
+    return made[0] if len(made) == 1 else None
 
 
 def makers(noted: Pass, output: Any, places: Places | None) -> list[Call]:

@@ -9,7 +9,7 @@ from avalanche.models import avalanche_forward
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
-from avalanche_contrastive._passes import NAME_IT, Places, Record, classifiers_of, in_order, layer_of, makers
+from avalanche_contrastive._passes import NAME_IT, Places, Record, classifiers_of, in_order, layer_of, maker_of, makers
 from avalanche_contrastive._torch import compiled, still_statistics, unwrapped
 
 __all__ = ["FeatureCapture", "own_forward", "strategy_features"]
@@ -72,9 +72,8 @@ class FeatureCapture:
             output = call()
         finally:
             hook.remove()
-        made = [noted for noted in record.calls if noted.output is output]
-        if len(made) == 1:
-            return output, made[0].taken.flatten(1)
+        if made := maker_of(record.calls, output):
+            return output, made.taken.flatten(1)
         places.maker = None
         with still_statistics(model):
             return self.of_call(model, places, call)
@@ -122,12 +121,9 @@ class FeatureCapture:
         record, places = self._record or Record(), self._places
         self.detach()
         noted = record.pass_of(output)
-        calls = noted.calls
+        calls, maker = noted.calls, maker_of(noted.calls, output)
         if self.layer is None:
-            direct = [call for call in calls if call.output is output]
-            calls = direct if len(direct) == 1 else makers(noted, output, places)
-            if len(direct) == 1 and places is not None:
-                places.maker = direct[0].layer
+            calls = makers(noted, output, places) if maker is None else [maker]
         value = calls[-1].taken if calls else None
         if len(calls) > 1 and places is not None and places.multi_task:
             value = in_order([call.taken for call in calls], noted.tasks)
@@ -138,6 +134,8 @@ class FeatureCapture:
                 f"features of {where} must be a tensor, got {given}. Did the model's forward pass skip that layer? "
                 + NAME_IT
             )
+        if self.layer is None and maker is not None and places is not None:
+            places.maker = maker.layer
         return value.flatten(1) if flat else value
 
     def detach(self) -> None:

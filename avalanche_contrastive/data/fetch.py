@@ -232,7 +232,7 @@ class _Finder:
         leaf, row, target = self._found(node, at, listed)
         try:
             for mapped in mappings:
-                target = mapped[target]
+                target = mapped[target]  # one below zero counts from the end, as in Avalanche's own lookup
         except IndexError:
             raise _UnknownError from None
         return leaf, row, target

@@ -45,7 +45,6 @@ class Guards:
         self._new = self.is_current = torch.zeros(1, dtype=torch.bool)
         self.statistics: list[tuple[Tensor, Tensor]] = []
         self._labels: tuple[Tensor, Tensor, Tensor] | None = None  # of the batch: ids, codes, and the codes found
-        self._all_known: bool | Tensor = True  # whether these codes are the same
 
     def before_training(self, strategy: Any, refused: Mapping[type, str], *, first: bool, teacher: bool) -> None:
         """Refuse a strategy that a method cannot train with.
@@ -118,8 +117,6 @@ class Guards:
         place = torch.searchsorted(self._known, codes)
         found, self.is_current = self._found.index_select(0, place), self._new.index_select(0, place)
         self._labels = y, codes, found
-        # On the CPU nobody has to wait for a value; elsewhere `check` reads it with the others.
-        self._all_known = torch.equal(codes, found) if codes.is_cpu else (codes == found).all()
         strategy.mbatch = [x, found % PAIR if multi_head else found, *others]
         return found
 
@@ -143,8 +140,10 @@ class Guards:
         for x in (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs):
             if x.is_floating_point():
                 total = total + x.sum(dtype=torch.float32)  # finite where all values are, unless they are huge
-        if self._all_known is not True:
-            total = total / self._all_known  # by zero where a label is unknown
+        # On the CPU nobody has to wait for a value; elsewhere it is read with the others.
+        all_known = torch.equal(codes, found) if codes.is_cpu else (codes == found).all()
+        if all_known is not True:
+            total = total / all_known  # by zero where a label is unknown
         if math.isfinite(total.item()):
             return
         self._check_images(strategy, strategy.mb_x, y, "images")
