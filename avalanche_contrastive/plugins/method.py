@@ -182,7 +182,9 @@ class MethodPlugin(SupervisedPlugin[Any], ABC):
         """Stand in for the forward pass and the criterion."""
         self.computed, self.backward, self.of_batch = False, [], {}
         if self._step is None:
-            self._step = Step(self, strategy)
+            # Later where all heads are asked, or where processes put the batch together behind the student.
+            first = self.teacher is not None and not self.multi_head and self._shares is None
+            self._step = Step(self, strategy, teacher_first=first)
         self._step.begin()
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:

@@ -25,10 +25,12 @@ class Step:
     Args:
         method: the plugin.
         strategy: the one that trains.
+        teacher_first: whether the teacher is asked before the student. Behind it, its layers would take memory of their
+            own beside the student's activations, and more of it in all.
     """
 
-    def __init__(self, method: Any, strategy: Any) -> None:
-        self.method, self.strategy = method, strategy
+    def __init__(self, method: Any, strategy: Any, *, teacher_first: bool) -> None:
+        self.method, self.strategy, self.teacher_first = method, strategy, teacher_first
         self.criterion: Any = None  # the user's
         self.own_forward: Any = None  # the strategy's
         self._forward: Any = None  # what does the same
@@ -90,6 +92,8 @@ class Step:
         if self._passes == 0:
             for live, kept in method.guards.statistics:
                 kept.copy_(live)
+            if self.teacher_first and strategy.model is not method.teacher:
+                method.teacher_forward(strategy)
         torch.clear_autocast_cache()  # the weights may have moved since autocast has rounded them
         try:
             run = method.forward_pass

@@ -202,6 +202,59 @@ def test_the_teacher_is_asked_once_for_a_batch():
         assert len(asked) == strategy.clock.train_iterations - 2
 
 
+class Passes(SupervisedPlugin):
+    """Notes who is called, the teacher or the student, in each step of an experience."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.hooks = [], []
+
+    def before_forward(self, strategy, **kwargs):
+        self.steps.append([])
+        for name, model in (("teacher", strategy.method.teacher), ("student", strategy.model)):
+            self.hooks.append(model.register_forward_hook(lambda *_, name=name: self.steps[-1].append(name)))
+
+    def after_update(self, strategy, **kwargs):
+        while self.hooks:
+            self.hooks.pop().remove()
+
+
+@every_method
+def test_the_teacher_is_asked_before_the_student(method):
+    """Behind it, its layers would take memory beside the student's activations."""
+    strategy, passes = build(method), Passes()
+    stream = make_benchmark().train_stream
+    strategy.train(stream[0])
+    strategy.plugins.append(passes)
+    strategy.train(stream[1])
+    assert len(passes.steps) >= 2
+    assert all(step == ["teacher", "student"] for step in passes.steps)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("method", ["ssil", "csd"])
+def test_the_teacher_is_asked_again_for_a_batch_that_has_changed_since(method, in_place):
+    class Changes(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            _, y, *others = strategy.mbatch
+            strategy.mbatch = [strategy.mb_x.mul_(0.5) if in_place else 0.5 * strategy.mb_x, y, *others]
+            strategy.mb_output = strategy.forward()
+
+        def before_backward(self, strategy, **kwargs):
+            _, _, answer = strategy.method.of_batch["teacher"]
+            teacher, x = strategy.method.teacher, strategy.mb_x
+            assert torch.allclose(answer, avalanche_forward(teacher, x, strategy.mb_task_id))
+            assert not torch.allclose(answer, avalanche_forward(teacher, 2 * x, strategy.mb_task_id))
+            checked.append(1)
+
+    strategy, checked = build(method), []
+    stream = make_benchmark().train_stream
+    strategy.train(stream[0])
+    strategy.plugins.append(Changes())
+    strategy.train(stream[1])
+    assert checked
+
+
 # ---- loops and optimisers
 
 

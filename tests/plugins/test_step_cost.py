@@ -9,10 +9,12 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import MTSimpleMLP
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from helpers.streams import head_benchmark, make_benchmark, make_encoder
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import avalanche_contrastive
 from avalanche_contrastive import CSD, SSIL, BatchAugmentation, Co2L, ContrastiveModel, MTContrastiveModel
@@ -147,6 +149,46 @@ def test_scores_for_metrics_cost_no_wait_either(monkeypatch):
     both = [len(waits(make("co2l", evaluator=evaluator), make_benchmark().train_stream)) for evaluator in evaluators]
     assert calls, "accuracy looks at outputs"
     assert max(both) <= 4  # the metrics' own, and ours
+
+
+class Operations(TorchDispatchMode):
+    """The operations of a piece of code, each with the shapes of what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.made.append((str(func), [tuple(x.shape) for x in tree_leaves(result) if isinstance(x, torch.Tensor)]))
+        return result
+
+
+@every_method
+def test_each_step_runs_the_same_operations_on_the_same_shapes(method):
+    """What a CUDA graph may hold: nothing of a step follows from the labels that happen to be in its batch."""
+    steps, labels = [], []
+
+    class Record(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            steps.append(Operations())
+            steps[-1].__enter__()
+
+        def after_training_iteration(self, strategy, **kwargs):
+            steps[-1].__exit__(None, None, None)
+            labels.append(strategy.mb_y.bincount(minlength=10).tolist())
+
+    strategy, stream = make(method), make_benchmark().train_stream
+    strategy.train(stream[0])
+    strategy.plugins.append(Record())
+    strategy.train_epochs = 3
+    strategy.train(stream[1])
+    full = [step.made for step, counts in zip(steps, labels, strict=True) if sum(counts) == sum(labels[0])]
+    assert len(full) >= 6
+    assert len(full[1]) > 50
+    assert len({str(counts) for counts in labels}) > 1, "the batches differ"
+    for made in full[2:]:  # in the first step of an experience the classes are laid out
+        assert made == full[1]
 
 
 @every_method
