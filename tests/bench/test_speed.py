@@ -91,6 +91,22 @@ def test_a_competitor_that_is_not_installed_is_left_out(tmp_path, monkeypatch, c
     assert "left out, No module" in capsys.readouterr().err
 
 
+def test_a_gpu_that_is_not_there_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["speed", "gpu", "--out", str(tmp_path / "speed.json")]) == 0
+    assert json.loads((tmp_path / "speed.json").read_text())["left_out"] == ["gpu"]
+    assert "gpu: left out, torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_what_is_timed_on_a_gpu_runs_on_any_device(monkeypatch):
+    asked, now = [], steps._now
+    monkeypatch.setattr(steps, "_now", lambda device: asked.append(device) or now(device))
+    (comparison,) = steps.on_gpu("cpu", rows=5, steps=2)
+    assert "10 views" in comparison.work
+    assert min(comparison.ours(), comparison.theirs()) > 0
+    assert set(asked) == {torch.device("cpu")}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("group", ["losses", "steps", "growth", "readout", "fetch", "augmentation"])

@@ -18,7 +18,7 @@ from avalanche_contrastive.bench.run.execute import versions
 from avalanche_contrastive.bench.run.measure import describe_device
 from avalanche_contrastive.bench.shapes import is_number, is_text, list_of, record_of, table_of
 from avalanche_contrastive.bench.speed import images, losses, search, steps
-from avalanche_contrastive.bench.speed.measure import Comparison, measure
+from avalanche_contrastive.bench.speed.measure import Comparison, LeftOutError, measure
 
 __all__ = ["GROUPS", "command", "page_with", "speed_table"]
 
@@ -26,6 +26,7 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "losses": (losses.comparisons, 21),
     "steps": (steps.tiny_steps, 61),
     "resnet": (steps.wide_steps, 11),
+    "gpu": (steps.on_gpu, 11),
     "growth": (steps.growth, 9),
     "large-growth": (partial(steps.growth, 40, 12, classes=1000, new=100, images=2000, memory=20_000), 3),
     "readout": (search.fits, 7),
@@ -76,7 +77,7 @@ def _found(groups: Sequence[str], rounds: int | None) -> dict[str, Any]:
             make, usual = GROUPS[name]
             try:
                 comparisons = make()
-            except ImportError as error:
+            except (ImportError, LeftOutError) as error:
                 print(f"{name}: left out, {error}", file=sys.stderr)
                 missing.append(name)
                 continue
@@ -101,8 +102,8 @@ def speed_table(found: Mapping[str, Any]) -> Table:
             for row in found["rows"]
         ),
         "llrrr",
-        caption=f"Processor time of one thread; median of the ratios of all rounds, lowest and highest in brackets. "
-        f"Measured on {found['device']}, with {libraries}.",
+        caption="Processor time of one thread, all time where a GPU works; median of the ratios of all rounds, lowest "
+        f"and highest in brackets. Measured on {found['device']}, with {libraries}.",
     )
 
 

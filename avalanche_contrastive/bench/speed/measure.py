@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Comparison", "Timed", "measure", "seconds_of"]
+__all__ = ["Comparison", "LeftOutError", "Timed", "measure", "seconds_of"]
 
-Timed = Callable[[], float]  # does a piece of work and returns the processor seconds that count
+Timed = Callable[[], float]  # does a piece of work and returns the processor seconds that count (on a GPU all seconds)
+
+
+class LeftOutError(Exception):
+    """What a comparison needs is not there, and why."""
 
 
 @dataclass(frozen=True)

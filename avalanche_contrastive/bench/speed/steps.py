@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -16,14 +17,16 @@ from avalanche.training import Naive
 from avalanche.training.plugins import ReplayPlugin
 from torch import Tensor, nn
 
+from avalanche_contrastive.bench.methods.networks import make_encoder
+from avalanche_contrastive.bench.run.measure import clock, describe_device
 from avalanche_contrastive.bench.speed.losses import lean_co2l, lean_contrast, view_taskwise
-from avalanche_contrastive.bench.speed.measure import Comparison, Timed
+from avalanche_contrastive.bench.speed.measure import Comparison, LeftOutError, Timed
 from avalanche_contrastive.data import MemoryImages, fetch_whole_batches
 from avalanche_contrastive.losses import batch_hard_triplet
 from avalanche_contrastive.models import ContrastiveModel
 from avalanche_contrastive.plugins import Co2LPlugin, CSDPlugin, SSILPlugin
 
-__all__ = ["growth", "tiny_steps", "wide_steps"]
+__all__ = ["growth", "on_gpu", "tiny_steps", "wide_steps"]
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]  # of a model and a batch
@@ -35,14 +38,19 @@ ROWS = {"SS-IL": 128, "CSD": 128, "Co2L": 64}  # of a batch
 
 
 class _Clock(SupervisedPlugin[Any]):
-    """Processor time at the end of each step of an experience."""
+    """The time at the end of each step of an experience."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times: list[float] = []
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self.times.append(time.process_time())
+        self.times.append(_now(strategy.device))
+
+
+def _now(device: torch.device) -> float:
+    """Processor seconds; on a GPU seconds of the clock on the wall, when it has done its work."""
+    return time.process_time() if device.type == "cpu" else clock(device)
 
 
 class _WrittenOut(Naive):
@@ -57,9 +65,9 @@ class _WrittenOut(Naive):
         return self.written(self.model, self.mb_x, self.mb_y)
 
 
-def _stream(shape: tuple[int, ...], images: int) -> Any:
+def _stream(shape: tuple[int, ...], images: int, device: str) -> Any:
     fetch_whole_batches()
-    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     data = MemoryImages(x, torch.arange(images) % CLASSES)
     return nc_benchmark(data, data, 2, task_labels=False, shuffle=False).train_stream
 
@@ -69,6 +77,7 @@ def _strategy(model: nn.Module, batch_size: int, plugins: list[Any], kind: type[
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         criterion=nn.CrossEntropyLoss(),
+        device=next(model.parameters()).device,
         train_mb_size=batch_size,
         evaluator=None,
         plugins=plugins,
@@ -81,7 +90,7 @@ def _per_step(times: list[float]) -> float:
 
 
 def _trained(make: Callable[[], Any], *experiences: Any) -> Timed:
-    """Processor seconds of a step of a strategy in the last of the experiences."""
+    """Seconds of a step of a strategy in the last of the experiences."""
 
     def timed() -> float:
         strategy = make()
@@ -96,7 +105,7 @@ def _trained(make: Callable[[], Any], *experiences: Any) -> Timed:
 
 
 def _bare(model: nn.Module, batches: Batches, loss: Loss) -> Timed:
-    """Processor seconds of a step in a loop without anything else; the batches are there already."""
+    """Seconds of a step in a loop without anything else; the batches are there already."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def timed() -> float:
@@ -105,16 +114,16 @@ def _bare(model: nn.Module, batches: Batches, loss: Loss) -> Timed:
             optimizer.zero_grad()
             loss(model, x, y).backward()
             optimizer.step()
-            times.append(time.process_time())
+            times.append(_now(x.device))
         return _per_step(times)
 
     return timed
 
 
-def _batches(rows: int, shape: tuple[int, ...], steps: int) -> Batches:
+def _batches(rows: int, shape: tuple[int, ...], steps: int, device: str) -> Batches:
     """Rows of the new classes."""
-    draws = torch.Generator().manual_seed(1)
-    return [(torch.rand(rows, *shape, generator=draws), OLD + torch.arange(rows) % OLD) for _ in range(steps)]
+    x, y = torch.rand(steps, rows, *shape, generator=torch.Generator().manual_seed(1)), OLD + torch.arange(rows) % OLD
+    return [(batch, y.to(device)) for batch in x.to(device)]
 
 
 def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -135,15 +144,21 @@ def bare_csd(logits: Tensor, features: Tensor, kept: Tensor, kept_features: Tens
 
 
 def _methods(
-    encoder: Callable[[], nn.Module], width: int, classes: int, memory: int, replayed: int, projection: int
+    encoder: Callable[[], nn.Module],
+    width: int,
+    classes: int,
+    memory: int,
+    replayed: int,
+    projection: int,
+    device: str = "cpu",
 ) -> dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]]:
     """Of each method: what makes its model, and what makes its plugin."""
 
     def classifier() -> nn.Module:
-        return nn.Sequential(encoder(), nn.Linear(width, classes))
+        return nn.Sequential(encoder(), nn.Linear(width, classes)).to(device)
 
     def contrastive() -> nn.Module:
-        return ContrastiveModel(encoder(), width, projection, num_classes=classes)
+        return ContrastiveModel(encoder(), width, projection, num_classes=classes).to(device)
 
     return {
         "SS-IL": (classifier, lambda: SSILPlugin(memory, batch_size_mem=replayed)),
@@ -189,10 +204,12 @@ def _compared(
     shape: tuple[int, ...],
     steps: int,
     target: float,
+    rows: int | None = None,
+    device: str = "cpu",
 ) -> list[Comparison]:
-    methods = _methods(encoder, width, CLASSES, MEMORY, REPLAYED, 128)
-    (make, plugin), classifier, rows = methods[method], methods["CSD"][0], ROWS[method]
-    stream, batches = _stream(shape, 2 * rows * steps), _batches(rows, shape, steps)
+    methods, rows = _methods(encoder, width, CLASSES, MEMORY, REPLAYED, 128, device), rows or ROWS[method]
+    (make, plugin), classifier = methods[method], methods["CSD"][0]
+    stream, batches = _stream(shape, 2 * rows * steps, device), _batches(rows, shape, steps, device)
     loss = _loss_of(method, copy.deepcopy(make()).eval().requires_grad_(False), shape)
 
     def written_out() -> Any:
@@ -203,15 +220,12 @@ def _compared(
     ours = _trained(lambda: _strategy(make(), rows, [plugin()]), *stream)
     naive = _trained(lambda: _strategy(classifier(), rows, []), *stream)
     bare, bare_naive = _bare(make(), batches, loss), _bare(classifier(), batches, _cross_entropy)
-    work = f"a step of {method}, {title}"
-    return [
-        Comparison(
-            work, "a bare loop plus Avalanche's own cost", ours, lambda: bare() + naive() - bare_naive(), target
-        ),
-        Comparison(
-            work, "the bare loss written into Avalanche's Naive", ours, _trained(written_out, stream[1]), target
-        ),
-    ]
+    beside = {
+        "a bare loop plus Avalanche's own cost": lambda: bare() + naive() - bare_naive(),
+        "the bare loss written into Avalanche's Naive": _trained(written_out, stream[1]),
+        "a bare loop": bare,
+    }
+    return [Comparison(f"a step of {method}, {title}", what, ours, theirs, target) for what, theirs in beside.items()]
 
 
 def tiny_steps() -> list[Comparison]:
@@ -221,7 +235,7 @@ def tiny_steps() -> list[Comparison]:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU())
 
     small: dict[str, Any] = {"width": 64, "shape": (1, 8, 8), "steps": 40, "target": 1.1}
-    return [row for method in ("SS-IL", "CSD", "Co2L") for row in _compared(method, "64-64-10", encoder, **small)]
+    return [row for method in ("SS-IL", "CSD", "Co2L") for row in _compared(method, "64-64-10", encoder, **small)[:2]]
 
 
 def wide_steps() -> list[Comparison]:
@@ -234,6 +248,20 @@ def wide_steps() -> list[Comparison]:
 
     large: dict[str, Any] = {"width": 160, "shape": (3, 32, 32), "steps": 3, "target": 1.03}
     return _compared("SS-IL", "SlimResNet18, 128 + 32 of 3 x 32 x 32", encoder, **large)[:1]
+
+
+def on_gpu(device: str = "cuda", rows: int = 512, steps: int = 12) -> list[Comparison]:
+    """A step of Co2L with ResNet-18 and two views of each row, all of it on a GPU.
+
+    Raises:
+        LeftOutError: there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LeftOutError("torch finds no GPU here")
+    title = f"ResNet-18, {2 * rows:,} views of 3 x 32 x 32, on {describe_device(device)}"
+    large: dict[str, Any] = {"width": 512, "shape": (3, 32, 32), "steps": steps, "target": 1.05}
+    encoder = partial(make_encoder, "resnet18", (3, 32, 32))
+    return _compared("Co2L", title, encoder, rows=rows, device=device, **large)[2:]
 
 
 def growth(
