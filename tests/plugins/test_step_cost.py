@@ -133,7 +133,7 @@ def test_the_host_waits_once_in_a_step(method):
     assert len(found) == 1, found
 
 
-@pytest.mark.parametrize("method", ["ssil", "csd"])
+@every_method
 def test_the_host_waits_no_oftener_for_a_model_with_a_head_per_task(method, monkeypatch):
     """Avalanche's own way through the heads, and back, waits for the task labels of the batch; ours does not."""
     monkeypatch.setattr(MTSimpleMLP, "forward", marked(MTSimpleMLP.forward, "Avalanche's"))
