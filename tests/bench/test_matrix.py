@@ -10,7 +10,7 @@ import torch
 from helpers.results import made, saved
 
 from avalanche_contrastive.bench import cli
-from avalanche_contrastive.bench.config import METHODS, load_row, updated
+from avalanche_contrastive.bench.config import METHODS, load_row, load_rows, updated
 from avalanche_contrastive.bench.files import read_json
 from avalanche_contrastive.bench.run import matrix, measure
 from avalanche_contrastive.bench.run.build import build, check, stream_of
@@ -60,6 +60,17 @@ def test_other_epochs_are_estimated_in_proportion_and_another_setting_in_the_way
     assert "2 to do in 2 processes: about 0:06" in shown.out
     assert f"naive-seed0.json is there, of another setting: epochs {epochs} there, {2 * epochs} here" in shown.err
     assert dry(*words, "--out", str(out), "--again") == 0
+
+
+def test_a_run_that_another_call_finishes_meanwhile_is_in_nobodys_way(tmp_path):
+    row = load_row("naive", SUITE)
+    plan = matrix.Matrix([row], [0], tmp_path / SUITE, at_once=1)
+    assert plan.missing == [(row, 0)]
+    stored(tmp_path, "naive", 0, 2.0)
+    plan.check_replaced()
+    stored(tmp_path, "naive", 0, 2.0, epochs=row.config.epochs + 1)
+    with pytest.raises(ValueError, match="of another setting: epochs"):
+        plan.check_replaced()
 
 
 EDITED = [
@@ -193,7 +204,7 @@ def test_a_device_without_bfloat16_is_named(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.fp32_only])
 def test_every_other_method_trains_in_it(name):
-    rows = {row.config.method: row for row in cli.load_rows(SUITE)}
+    rows = {row.config.method: row for row in load_rows(SUITE)}
     if name in rows:
         result = execute(updated(rows[name].config, {**TINY, "precision": "bf16"}, where="test"), 0)
         assert 0 <= result["final_accuracy"] <= 1

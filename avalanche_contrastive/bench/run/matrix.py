@@ -86,10 +86,10 @@ class Matrix:
         for row, seed in self.missing:
             path = result_path(self.out, row.name, seed)
             stored = None if self.again else results.read_result(path)
-            if stored is not None:
+            other = results.difference(stored, row, seed) if stored is not None else ""
+            if other:  # the same setting: another call has just finished the run
                 raise ValueError(
-                    f"{path} is there, of another setting: {results.difference(stored, row, seed)}. Give another "
-                    "--out, or --again to replace it"
+                    f"{path} is there, of another setting: {other}. Give another --out, or --again to replace it"
                 )
 
     def summary(self) -> str:
