@@ -18,7 +18,7 @@ MODULES = {
     if path.name != "__init__.py"
 }
 MOST_LEVELS = 6
-MOST_LINES = 11_830
+MOST_LINES = 11_831
 
 
 def imports_of(path):

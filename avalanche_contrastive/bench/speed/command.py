@@ -28,6 +28,7 @@ GROUPS: Mapping[str, tuple[Callable[[], list[Comparison]], int]] = {  # with the
     "resnet": (steps.wide_steps, 11),
     "gpu": (steps.on_gpu, 11),
     "growth": (steps.growth, 9),
+    "long-growth": (partial(steps.growth, 300), 5),
     "large-growth": (partial(steps.growth, 40, 12, classes=1000, new=100, images=2000, memory=20_000), 3),
     "readout": (search.fits, 7),
     "fetch": (images.fetching, 5),
