@@ -149,7 +149,7 @@ def blur(x: Tensor, sigma: Tensor, on: Tensor, taps: int) -> Tensor:
     """
     if x.device.type == "cpu" and not all(on.tolist()):
         rows = torch.tensor([row for row, is_on in enumerate(on.tolist()) if is_on], dtype=torch.long)
-        return x.index_copy_(0, rows, blur(x[rows], sigma[rows], on[rows], taps))
+        return x.index_copy_(0, rows, blur(x.index_select(0, rows), sigma[rows], on[rows], taps))
     offset = torch.arange(taps, device=x.device) - taps // 2
     weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
     weight = torch.where(on[:, None], weight / weight.sum(dim=1, keepdim=True), (offset == 0).to(weight.dtype))
@@ -161,7 +161,7 @@ def _slide(x: Tensor, weight: Tensor, axis: int) -> Tensor:
     """Correlate an axis with a kernel (B, taps)."""
     taps = weight.shape[1]
     length = x.shape[axis] + 1 - taps
-    result = torch.zeros_like(x.narrow(axis, 0, length))
-    for tap in range(taps):
+    result = x.narrow(axis, 0, length) * weight[:, 0, None, None, None]
+    for tap in range(1, taps):
         result.addcmul_(x.narrow(axis, tap, length), weight[:, tap, None, None, None])
     return result
