@@ -42,7 +42,7 @@ EXPORT_TEXT = """\
 Columns: suite, row, seed, experience, metric, value. Pandas reads it as it is."""
 SPEED_TEXT = """\
 Losses, training steps, growth over experiences, the read-out, fetching, augmentation and retrieval, each beside a bare
-loop of the same mathematics or a library that does the same: processor time on one thread, in turns. Takes some ten
+loop of the same mathematics or a library that does the same: processor time on one thread, in turns. Takes twenty
 minutes; leave the machine alone meanwhile. What is not there, a library or a GPU, is left out, and it says so."""
 REPORT_TEXT = """\
 Writes one self-contained HTML page from the JSON files alone: tables, curves with bands, accuracy matrices, paired
