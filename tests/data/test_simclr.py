@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.operations import WAITING, Names
+from helpers.operations import WAITING, Operations
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -394,6 +394,6 @@ def test_after_the_first_batch_no_value_is_read(make):
     # On a GPU every reading waits for all that was queued before.
     augmentation, x = make(normalise=CIFAR), torch.zeros(4, 3, 40, 40)
     augmentation(x)
-    with Names() as mode:
+    with Operations() as mode:
         augmentation(x)
     assert not WAITING & set(mode.names)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.losses_by_hand import backward, leaf, units
-from helpers.operations import WAITING, Names
+from helpers.operations import WAITING, Operations
 
 from avalanche_contrastive.losses import (
     asymmetric_supcon,
@@ -55,7 +55,7 @@ losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 def test_the_mode_sees_what_waits():
     x = torch.tensor([1.0, 0.0])
-    with Names() as mode:
+    with Operations() as mode:
         bool(x.sum() > 0), x.nonzero(), x.unique()
     assert {"_local_scalar_dense", "nonzero", "_unique2"} <= set(mode.names)
 
@@ -63,7 +63,7 @@ def test_the_mode_sees_what_waits():
 @losses
 def test_no_operation_reads_a_value(loss):
     x, teacher = leaf(units(8, 6)), units(8, 6)
-    with Names() as mode:
+    with Operations() as mode:
         loss(x, teacher).backward()
     assert len(mode.names) > 5
     assert not WAITING & set(mode.names)

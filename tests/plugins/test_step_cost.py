@@ -10,11 +10,10 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import MTSimpleMLP
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from helpers.operations import Operations
 from helpers.streams import head_benchmark, make_benchmark, make_encoder
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import avalanche_contrastive
 from avalanche_contrastive import CSD, SSIL, BatchAugmentation, Co2L, ContrastiveModel, MTContrastiveModel
@@ -149,19 +148,6 @@ def test_scores_for_metrics_cost_no_wait_either(monkeypatch):
     both = [len(waits(make("co2l", evaluator=evaluator), make_benchmark().train_stream)) for evaluator in evaluators]
     assert calls, "accuracy looks at outputs"
     assert max(both) <= 4  # the metrics' own, and ours
-
-
-class Operations(TorchDispatchMode):
-    """The operations of a piece of code, each with the shapes of what it gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.made.append((str(func), [tuple(x.shape) for x in tree_leaves(result) if isinstance(x, torch.Tensor)]))
-        return result
 
 
 @every_method

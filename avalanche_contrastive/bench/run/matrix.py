@@ -87,7 +87,7 @@ class Matrix:
             path = result_path(self.out, row.name, seed)
             stored = None if self.again else results.read_result(path)
             other = results.difference(stored, row, seed) if stored is not None else ""
-            if other:  # the same setting: another call has just finished the run
+            if other:  # without one, another call has finished the run since it was found missing
                 raise ValueError(
                     f"{path} is there, of another setting: {other}. Give another --out, or --again to replace it"
                 )
